@@ -1,0 +1,32 @@
+# Two commands for a newcomer: `make demo` (the whole life cycle, no AWS account) and `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
+export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
+
+.PHONY: setup demo test lint fmt clean
+
+setup: .venv/.ready ## Virtual environment, `lab` command, pinned CDK CLI; does nothing when nothing changed
+
+.venv/.ready: requirements.txt requirements-dev.txt training_image/requirements.txt pyproject.toml package.json scripts/setup.sh
+	@PYTHON="$(PYTHON)" scripts/setup.sh
+
+demo: setup ## DATA=<folder or file> MODEL=<folder> DEMO_STEPS=<n>
+	@$(BIN)/lab local demo $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)")
+
+test: setup lint ## Everything: linters, unit tests, life-cycle tests
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fmt: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Removes what setup and the local cloud made; never touches AWS
+	-@test -x $(BIN)/lab && $(BIN)/lab local down
+	rm -rf .venv node_modules .lab cdk.out

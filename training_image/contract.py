@@ -1,0 +1,238 @@
+"""The contract of a run: states, exit codes, and where everything lies. Standard library only.
+
+Everything that touches a run imports this module: the CDK app at synth, the run controller (staged into its Lambda
+asset), the supervisor and the trainer in the image, and the operator's CLI. It decides nothing and does no I/O.
+
+A run moves WAITING -> RUNNING -> (WAITING -> RUNNING)* -> ENDED, and ends for exactly one reason. It is *active* from
+the moment its pointer is written until its ``outcome.json`` exists; ``outcome.json`` is created once and never changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class State(StrEnum):
+    """Where a run stands. The box reports RUNNING; a run with a pointer and no live box is WAITING."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class Reason(StrEnum):
+    """Why a run ended: the ``reason`` of ``outcome.json``."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    EXPIRED = "expired"
+    OVER_BUDGET = "over_budget"
+    NO_CAPACITY = "no_capacity"
+
+
+class Actor(StrEnum):
+    """Who may move a run."""
+
+    CONTROLLER = "controller"  # the Lambda behind Custom::TrainingRun
+    BOX = "box"  # the instance: user data and supervisor
+    TERMINATOR = "terminator"  # the auto-terminator Lambda
+
+
+# Who may make which transition. A box never starts a run; the controller never claims to be training.
+TRANSITIONS: dict[tuple[State | None, State], frozenset[Actor]] = {
+    (None, State.WAITING): frozenset({Actor.CONTROLLER}),
+    (State.WAITING, State.RUNNING): frozenset({Actor.BOX}),
+    (State.RUNNING, State.WAITING): frozenset({Actor.BOX}),
+    (State.WAITING, State.ENDED): frozenset({Actor.CONTROLLER, Actor.BOX, Actor.TERMINATOR}),
+    (State.RUNNING, State.ENDED): frozenset({Actor.CONTROLLER, Actor.BOX, Actor.TERMINATOR}),
+}
+
+
+def may_move(actor: Actor, before: State | None, after: State) -> bool:
+    """Whether ``actor`` may take a run from ``before`` (``None``: no run yet) to ``after``."""
+    return actor in TRANSITIONS.get((before, after), frozenset())
+
+
+class TrainerExit(IntEnum):
+    """The trainer's exit codes, its contract with the supervisor. Any other code is a crash.
+
+    DONE alone is not success: the supervisor also demands the trainer's final marker (``WorkDir.final``).
+    """
+
+    DONE = 0
+    STOPPED = 10  # a checkpoint of the last finished step is on disk
+    OUT_OF_MEMORY = 11
+    BAD_INPUT = 12  # data or settings: the message names file, line and field
+
+
+class SupervisorExit(IntEnum):
+    """The container's exit codes, its contract with the host's unit. Any other code is a crash: the box alone ends."""
+
+    RUN_ENDED = 0  # outcome.json is durable: end the run, do not replace the box
+    BOX_LEAVING = 20  # interrupted or scaled in with a checkpoint: let the group decide on a replacement
+
+
+SCHEMA_VERSION = 1
+DRAIN_SECONDS = 110
+"""From SIGTERM or notice to the last byte uploaded. Docker's stop timeout; AWS gives two minutes' notice."""
+DEADLINE_MARGIN_SECONDS = 300
+"""The box starts stopping this long before the deadline (killer 1)."""
+SCHEDULED_ACTION_MARGIN_SECONDS = 600
+"""Killer 3, the Auto Scaling scheduled action, acts this long after the deadline."""
+DRAIN_HOOK_NAME = "drain"
+SCHEDULED_ACTION_NAME = "deadline"
+
+# --- tags and parameter names -------------------------------------------------------------------------------------
+LAB_TAG = "llm-tuning-lab:lab"
+STACK_TAG = "llm-tuning-lab:stack"
+"""Value: the stack suffix. Policies name the group and its instance by this tag (a reference would be a cycle)."""
+
+
+def parameter_name(lab: str, output: str) -> str:
+    """SSM parameter that DataStack publishes for ``output``; the name says which stack to deploy when it is missing."""
+    return f"/llm-tuning-lab/{lab}/DataStack/{output}"
+
+
+def repository_name(lab: str) -> str:
+    """ECR repository of DataStack. It is fixed, because the asset publisher needs it at synth."""
+    return f"llm-tuning-lab/{lab}/datastack-training"
+
+
+# --- objects in the outputs bucket --------------------------------------------------------------------------------
+def pointer_key(stack_suffix: str) -> str:
+    """Names the stack's current run; only the controller writes it."""
+    return f"stacks/{stack_suffix}/current.json"
+
+
+def run_id(run_name: str, stack_suffix: str, number: int) -> str:
+    return f"{run_name}-{stack_suffix}-{number}"
+
+
+@dataclass(frozen=True)
+class RunKeys:
+    """Keys of one run in the outputs bucket. Checkpoints lie apart, because lifecycle rules select by prefix."""
+
+    run_id: str
+
+    @property
+    def prefix(self) -> str:
+        return f"runs/{self.run_id}/"
+
+    @property
+    def run(self) -> str:
+        """Frozen settings, image, limits, deadline. Created once by the controller."""
+        return f"{self.prefix}run.json"
+
+    @property
+    def control(self) -> str:
+        """Stop requests, e.g. ``{"stop": {"reason": "stopped", "detail": "...", "at": "<ISO>"}}``."""
+        return f"{self.prefix}control.json"
+
+    @property
+    def heartbeat(self) -> str:
+        return f"{self.prefix}heartbeat.json"
+
+    @property
+    def outcome(self) -> str:
+        """Created once: ``{"reason", "detail", "by", "at", "attempts", "resumed_from_step", "step"}``."""
+        return f"{self.prefix}outcome.json"
+
+    @property
+    def adapter(self) -> str:
+        return f"{self.prefix}adapter/"
+
+    @property
+    def metrics(self) -> str:
+        return f"{self.prefix}metrics/"
+
+    def attempt(self, number: int) -> str:
+        """Prefix of one attempt: ``claim.json`` (create-once), logs, ``timeline.json``."""
+        return f"{self.prefix}attempts/{number}/"
+
+    @property
+    def checkpoints(self) -> str:
+        return f"checkpoints/{self.run_id}/"
+
+    def checkpoint(self, step: int, attempt: int) -> str:
+        """The attempt is part of the key, so two boxes can never write the same one."""
+        return f"{self.checkpoints}step-{step:08d}-a{attempt}/"
+
+
+MANIFEST_NAME = "MANIFEST.json"
+
+
+# --- files between supervisor and trainer -------------------------------------------------------------------------
+@dataclass(frozen=True)
+class WorkDir:
+    """The scratch directory that supervisor and trainer share on the box. Files, not signals: a signal that lands in a
+    backward pass is served after RNG was consumed, a file is looked at when a step has ended."""
+
+    root: Path
+
+    @property
+    def run(self) -> Path:
+        """``run.json`` as the controller froze it."""
+        return self.root / "run.json"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def model(self) -> Path:
+        """Base model downloaded from ``s3://``; unused when the model is a Hub id."""
+        return self.root / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Trainer's ``output_dir``. A checkpoint is complete once ``<dir>/COMPLETE`` exists."""
+        return self.root / "checkpoints"
+
+    @property
+    def resume(self) -> Path:
+        """A verified checkpoint put here by the supervisor: the trainer resumes from it if the directory exists."""
+        return self.root / "resume"
+
+    @property
+    def adapter(self) -> Path:
+        return self.root / "adapter"
+
+    @property
+    def metrics(self) -> Path:
+        """``steps.jsonl``, ``eval_before.json``, ``eval_after.json``: uploaded as they grow."""
+        return self.root / "metrics"
+
+    @property
+    def status(self) -> Path:
+        """Written atomically by the trainer: ``{"phase", "step", "total_steps", "loss", "tokens_per_second",
+        "eta_seconds", "at"}``."""
+        return self.root / "status.json"
+
+    @property
+    def stop(self) -> Path:
+        """Created by the supervisor: checkpoint at the end of this step and exit with ``TrainerExit.STOPPED``."""
+        return self.root / "stop"
+
+    @property
+    def final(self) -> Path:
+        """The trainer's final marker; without it no run has succeeded."""
+        return self.root / "final.json"
+
+    @property
+    def error(self) -> Path:
+        """One sentence for the operator, left by the trainer when it exits with BAD_INPUT or OUT_OF_MEMORY."""
+        return self.root / "error.txt"
+
+
+COMPLETE_MARKER = "COMPLETE"
+
+
+def settings_digest(settings: dict[str, Any]) -> str:
+    """sha256 over the canonical JSON of ``settings``: what a checkpoint and an update are compared by."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
