@@ -1,0 +1,138 @@
+"""S3 as a run uses it: small JSON objects, create-once objects, and files in parallel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from boto3.s3.transfer import TransferConfig, create_transfer_manager
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+_ABSENT = {"NoSuchKey", "404"}
+_EXISTS = {"PreconditionFailed", "412"}
+_CONFLICT = {"ConditionalRequestConflict", "409"}
+_CREATE_TRIES = 5
+_DELETE_BATCH = 1000
+
+
+class MissingObject(Exception):
+    """An object that was expected is not there."""
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One line of a listing; ``size`` in bytes."""
+
+    key: str
+    size: int
+
+
+def s3_client() -> Any:
+    """A client that gives up within about a minute: a lost S3 must not outlast a box's two minutes' notice."""
+    retries = {"mode": "standard", "total_max_attempts": 4}
+    return boto3.client("s3", config=Config(connect_timeout=5, read_timeout=20, retries=retries))
+
+
+def error_code(error: ClientError) -> str:
+    """The service's name of the error, e.g. ``AccessDenied``."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+class Store:
+    """One bucket. Only "no such key" reads as absent; a refusal (403) or an outage raises botocore's exception."""
+
+    def __init__(self, client: Any, bucket: str) -> None:
+        self._client = client
+        self.bucket = bucket
+
+    def elsewhere(self, bucket: str) -> Store:
+        """Another bucket by the same client."""
+        return Store(self._client, bucket)
+
+    def read(self, key: str) -> bytes | None:
+        """The object's bytes, or None if it does not exist."""
+        try:
+            return bytes(self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
+        except ClientError as error:
+            if error_code(error) in _ABSENT:
+                return None
+            raise
+
+    def read_json(self, key: str) -> Any:
+        """The object parsed as JSON, or None if it does not exist."""
+        body = self.read(key)
+        return None if body is None else json.loads(body)
+
+    def put(self, key: str, body: bytes) -> None:
+        self._client.put_object(Bucket=self.bucket, Key=key, Body=body)
+
+    def put_json(self, key: str, value: Any) -> None:
+        self.put(key, json.dumps(value, indent=1).encode())
+
+    def create_json(self, key: str, value: Any) -> bool:
+        """Write the object unless it exists; whether it is ours.
+
+        A request that was repeated after a lost answer meets its own object: that counts as ours.
+        """
+        body = json.dumps(value, indent=1).encode()
+        for _ in range(_CREATE_TRIES):
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=key, Body=body, IfNoneMatch="*")
+                return True
+            except ClientError as error:
+                if error_code(error) in _EXISTS:
+                    return self.read(key) == body
+                if error_code(error) not in _CONFLICT:
+                    raise
+        raise RuntimeError(f"s3://{self.bucket}/{key} is being written by others all the time.")
+
+    def list(self, prefix: str) -> list[StoredObject]:
+        """All objects under ``prefix``, in key order."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        return [StoredObject(item["Key"], item["Size"]) for page in pages for item in page.get("Contents", [])]
+
+    def upload(self, files: Mapping[str, Path]) -> None:
+        """Upload ``{key: path}`` in parallel, each checked by S3 against its SHA-256."""
+        with create_transfer_manager(self._client, TransferConfig()) as manager:
+            futures = [
+                manager.upload(str(path), self.bucket, key, extra_args={"ChecksumAlgorithm": "SHA256"})
+                for key, path in files.items()
+            ]
+            for future in futures:
+                future.result()
+
+    def download(self, files: Mapping[str, Path]) -> None:
+        """Download ``{key: path}`` in parallel.
+
+        Raises:
+            MissingObject: one of them does not exist.
+        """
+        for path in files.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with create_transfer_manager(self._client, TransferConfig()) as manager:
+            futures = {key: manager.download(self.bucket, key, str(path)) for key, path in files.items()}
+            for key, future in futures.items():
+                try:
+                    future.result()
+                except ClientError as error:
+                    if error_code(error) in _ABSENT:
+                        raise MissingObject(f"s3://{self.bucket}/{key} does not exist") from error
+                    raise
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; those that are gone already do not matter.
+
+        Raises:
+            PermissionError: S3 refused some of them.
+        """
+        todo = list(keys)
+        for start in range(0, len(todo), _DELETE_BATCH):
+            batch = [{"Key": key} for key in todo[start : start + _DELETE_BATCH]]
+            answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": batch, "Quiet": True})
+            if answer.get("Errors"):
+                raise PermissionError(f"S3 did not delete {answer['Errors'][0]}")
