@@ -1,0 +1,165 @@
+"""What happens at the end of each training step: progress is written, a checkpoint is saved when due, a stop is obeyed.
+
+Stops are files looked at between steps, never signals: a checkpoint taken inside a step would lie after random numbers
+were drawn for it, and the resumed run would differ from the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import deque
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from training_image.contract import COMPLETE_MARKER, WorkDir
+
+MAX_SECONDS_BETWEEN_SAVES = 300.0
+MIN_SECONDS_BETWEEN_SAVES = 30.0
+"""Also the time to the first checkpoint, which measures how long one takes."""
+MAX_STALL = 0.02
+"""Share of the training time that saving may take, as long as the maximum above allows."""
+_RECENT_STEPS = 20
+
+_log = logging.getLogger(__name__)
+
+
+def save_is_due(since_save: float, step_seconds: float, save_seconds: float | None) -> bool:
+    """Whether to save at the end of this step, or else another step would pass the bound. All in seconds.
+
+    ``save_seconds`` is how long the last save held training up; None before the first.
+    """
+    wanted = (save_seconds or 0.0) / MAX_STALL
+    interval = min(max(wanted, MIN_SECONDS_BETWEEN_SAVES), MAX_SECONDS_BETWEEN_SAVES)
+    return since_save + step_seconds > interval
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` so that a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Progress:
+    """``status.json``, kept up to date."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._status: dict[str, Any] = {
+            "phase": None,
+            "step": 0,
+            "total_steps": None,
+            "loss": None,
+            "tokens_per_second": None,
+            "eta_seconds": None,
+        }
+
+    def update(self, **values: Any) -> None:
+        self._status.update(values)
+        write_json(self._path, {**self._status, "at": now()})
+
+
+class RunCallback(TrainerCallback):
+    """Ties the trainer to the supervisor through the files of ``WorkDir``."""
+
+    def __init__(self, work: WorkDir, progress: Progress, save_steps: int | None) -> None:
+        self._work = work
+        self._progress = progress
+        self._save_steps = save_steps
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)  # (seconds, tokens) of each step
+        self._step_began = self._step_ended = self._saved = 0.0
+        self._save_seconds: float | None = None
+        self._tokens_seen = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._saved = time.monotonic()
+        self._tokens_seen = int(state.num_input_tokens_seen)
+        self._forget_steps_after(state.global_step)
+        self._progress.update(phase="training", step=state.global_step, total_steps=state.max_steps)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._step_began = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._step_ended = time.monotonic()
+        step_seconds = self._step_ended - self._step_began
+        self._recent.append((step_seconds, int(state.num_input_tokens_seen) - self._tokens_seen))
+        self._tokens_seen = int(state.num_input_tokens_seen)
+        self._report(state)
+        stopping = self._work.stop.exists()
+        if stopping:
+            _log.info("Stop requested: saving a checkpoint of step %d.", state.global_step)
+            control.should_training_stop = True
+        # The last step is saved too: a stop during the evaluation that follows must not lose it.
+        finished = state.global_step >= state.max_steps
+        if stopping or finished or self._cadence_asks(state.global_step, step_seconds):
+            control.should_save = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return  # the summary at the end of training
+        rate = self._report(state, loss=float(logs["loss"]))
+        line = {
+            "step": state.global_step,
+            "loss": float(logs["loss"]),
+            "learning_rate": logs["learning_rate"],
+            "tokens_per_second": rate,
+            "at": now(),
+        }
+        with self._steps_file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        _log.info("step %d of %d: loss %.4f, %.0f tokens/s", state.global_step, state.max_steps, logs["loss"], rate)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._saved = time.monotonic()
+        self._save_seconds = self._saved - self._step_ended
+        (self._work.checkpoints / f"checkpoint-{state.global_step}" / COMPLETE_MARKER).touch()
+
+    @property
+    def _steps_file(self) -> Path:
+        return self._work.metrics / "steps.jsonl"
+
+    def _cadence_asks(self, step: int, step_seconds: float) -> bool:
+        if self._save_steps is not None:
+            return step % self._save_steps == 0
+        return save_is_due(self._step_ended - self._saved, step_seconds, self._save_seconds)
+
+    def _report(self, state: TrainerState, **values: Any) -> float:
+        """Write the status; returns tokens per second over the recent steps (real tokens, padding left out)."""
+        seconds = sum(step for step, _ in self._recent)
+        rate = sum(tokens for _, tokens in self._recent) / seconds if seconds else 0.0
+        remaining = (state.max_steps - state.global_step) * seconds / max(len(self._recent), 1)
+        self._progress.update(
+            step=state.global_step, tokens_per_second=round(rate, 1), eta_seconds=round(remaining, 1), **values
+        )
+        return round(rate, 1)
+
+    def _forget_steps_after(self, step: int) -> None:
+        """Drop what an earlier attempt logged beyond the checkpoint it is resumed from: those steps come again."""
+        self._work.metrics.mkdir(parents=True, exist_ok=True)
+        if not self._steps_file.exists():
+            return
+        lines = self._steps_file.read_text().splitlines()
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        self._steps_file.write_text("".join(line + "\n" for line in kept))
