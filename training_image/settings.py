@@ -87,9 +87,7 @@ class EvaluationSettings(_Section):
 class RunSettings(BaseSettings):
     """All settings of one run. The shell's ``LLM_*`` variables win over the values of the settings file."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", nested_model_default_partial_update=True, extra="forbid", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()

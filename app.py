@@ -1,0 +1,28 @@
+"""Composition root: read the settings once, build the two stacks, tag them. The only place that reads the environment."""
+
+import os
+from pathlib import Path
+
+import aws_cdk as cdk
+
+from stacks.data_stack import DataStack
+from stacks.training_stack import TrainingStack
+from training_image import contract, lab_config
+
+ROOT = Path(__file__).parent
+
+app = cdk.App()
+lab = lab_config.load(ROOT / "lab.yaml", app.node.get_all_context(), os.environ)
+env = cdk.Environment(region=lab.config.region)
+
+data = DataStack(app, "DataStack", lab=lab.config.lab, env=env, termination_protection=True)
+training = TrainingStack(app, lab.config.training_stack_name, config=lab.config, settings=lab.settings, env=env)
+cdk.Tags.of(app).add(contract.LAB_TAG, lab.config.lab)
+
+# Annotations, not exceptions: they stop a deploy, and let `cdk destroy` pass while an instance costs money.
+for problem in lab.lab_problems:
+    cdk.Annotations.of(data).add_error(problem)
+for problem in (*lab.lab_problems, *lab.run_problems):
+    cdk.Annotations.of(training).add_error(problem)
+
+app.synth()

@@ -1,0 +1,227 @@
+"""The box: a group of at most one instance, its launch template, and the role it works with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import aws_cdk as cdk
+import jsii
+from aws_cdk import aws_autoscaling as autoscaling
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_ecr as ecr
+from aws_cdk import aws_iam as iam
+from constructs import Construct
+
+from training_image import contract
+
+USER_DATA = Path(__file__).with_name("user_data.sh")
+USER_DATA_LIMIT_BYTES = 16 * 1024
+GPU_IMAGE_PARAMETER = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"  # NVIDIA driver, Docker
+
+
+class Compute(Construct):
+    """An Auto Scaling group (0 to 1, no desired capacity) that replaces a lost box, with no server of ours.
+
+    The template declares no desired capacity: CloudFormation would wait for spot capacity up to an hour and then fail the
+    stack. The run controller sets it when everything else exists. Spot is asked for in the instances distribution only,
+    because a mixed-instances policy refuses market options in the launch template.
+
+    Args:
+        run_prefix: what every run id of this stack starts with; the role may write nothing else.
+        acceptable_types: spot: a set, the cheapest and safest pool wins; on-demand: an order.
+        volume_size: GB of the encrypted gp3 root volume.
+        volume_throughput: MiB/s of it.
+        max_spot_price: USD an hour; None: up to on-demand.
+        ami_id: None: AWS's newest deep learning base image, resolved at each launch.
+    """
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        vpc: ec2.IVpc,
+        security_group: ec2.ISecurityGroup,
+        stack_suffix: str,
+        run_prefix: str,
+        training_bucket: str,
+        outputs_bucket: str,
+        repository: ecr.IRepository,
+        acceptable_types: Sequence[str],
+        use_spot: bool,
+        max_spot_price: float | None,
+        volume_size: int,
+        volume_throughput: int,
+        ami_id: str | None,
+    ) -> None:
+        super().__init__(scope, construct_id)
+        self._suffix = stack_suffix
+        self.role = iam.Role(
+            self,
+            "Role",
+            assumed_by=iam.ServicePrincipal("ec2.amazonaws.com"),
+            description="Training box: reads data, writes its own stack's runs, pulls the image, ends itself",
+        )
+        self._allow_data_and_results(training_bucket, outputs_bucket, run_prefix)
+        self._allow_ending_itself()
+        self._allow_session_manager()
+        repository.grant_pull(self.role)
+        template = self._launch_template(security_group, outputs_bucket, volume_size, volume_throughput, ami_id)
+        # The volumes and interfaces carry the tags too: group tags do not reach them.
+        cdk.Tags.of(self).add(contract.STACK_TAG, stack_suffix)
+        self.group = autoscaling.AutoScalingGroup(
+            self,
+            "Group",
+            vpc=vpc,
+            vpc_subnets=ec2.SubnetSelection(subnet_type=ec2.SubnetType.PUBLIC),
+            min_capacity=0,
+            max_capacity=1,
+            mixed_instances_policy=autoscaling.MixedInstancesPolicy(
+                launch_template=template,
+                launch_template_overrides=[
+                    autoscaling.LaunchTemplateOverrides(instance_type=ec2.InstanceType(name))
+                    for name in acceptable_types
+                ],
+                instances_distribution=autoscaling.InstancesDistribution(
+                    on_demand_base_capacity=0,
+                    on_demand_percentage_above_base_capacity=0 if use_spot else 100,
+                    on_demand_allocation_strategy=autoscaling.OnDemandAllocationStrategy.PRIORITIZED,
+                    spot_allocation_strategy=autoscaling.SpotAllocationStrategy.PRICE_CAPACITY_OPTIMIZED,
+                    spot_max_price=None if max_spot_price is None else str(max_spot_price),
+                ),
+            ),
+        )
+        # A box without a way out can neither pull its image nor report that it could not.
+        for subnet in vpc.public_subnets:
+            self.group.node.add_dependency(subnet.internet_connectivity_established)
+        self.group.add_lifecycle_hook(
+            "Drain",
+            lifecycle_hook_name=contract.DRAIN_HOOK_NAME,
+            lifecycle_transition=autoscaling.LifecycleTransition.INSTANCE_TERMINATING,
+            default_result=autoscaling.DefaultResult.CONTINUE,
+            heartbeat_timeout=cdk.Duration.seconds(180),
+        )
+
+    def _launch_template(
+        self,
+        security_group: ec2.ISecurityGroup,
+        outputs_bucket: str,
+        volume_size: int,
+        volume_throughput: int,
+        ami_id: str | None,
+    ) -> ec2.LaunchTemplate:
+        stack = cdk.Stack.of(self)
+        script = render_user_data(outputs_bucket=outputs_bucket, stack_suffix=self._suffix, region=stack.region)
+        return ec2.LaunchTemplate(
+            self,
+            "Template",
+            role=self.role,
+            security_group=security_group,
+            user_data=ec2.UserData.custom(script),
+            machine_image=_machine_image(ami_id),
+            require_imdsv2=True,
+            http_put_response_hop_limit=2,  # the container asks for the role's credentials too
+            instance_initiated_shutdown_behavior=ec2.InstanceInitiatedShutdownBehavior.TERMINATE,
+            block_devices=[
+                ec2.BlockDevice(
+                    device_name="/dev/sda1",
+                    volume=ec2.BlockDeviceVolume.ebs(
+                        volume_size,
+                        encrypted=True,
+                        volume_type=ec2.EbsDeviceVolumeType.GP3,
+                        throughput=volume_throughput,
+                        delete_on_termination=True,
+                    ),
+                )
+            ],
+        )
+
+    def _allow_data_and_results(self, training_bucket: str, outputs_bucket: str, run_prefix: str) -> None:
+        stack = cdk.Stack.of(self)
+
+        def arn(bucket: str, path: str = "") -> str:
+            return stack.format_arn(service="s3", region="", account="", resource=bucket, resource_name=path or None)
+
+        own = [f"runs/{run_prefix}-*", f"checkpoints/{run_prefix}-*"]
+        self._allow("ReadsData", ["s3:GetObject"], [arn(training_bucket, "*")])
+        self._allow("ListsData", ["s3:ListBucket"], [arn(training_bucket)])
+        self._allow(
+            "ReadsOwnRuns",
+            ["s3:GetObject"],
+            [arn(outputs_bucket, path) for path in (contract.pointer_key(self._suffix), *own)],
+        )
+        self._allow("WritesOwnRuns", ["s3:PutObject"], [arn(outputs_bucket, path) for path in own])
+        self._allow("PrunesOwnCheckpoints", ["s3:DeleteObject"], [arn(outputs_bucket, own[1])])
+        # Without it a missing key answers 403, which must never be read as "absent".
+        self._allow(
+            "ListsOwnRuns", ["s3:ListBucket"], [arn(outputs_bucket)], {"StringLike": {"s3:prefix": [*own, "stacks/*"]}}
+        )
+
+    def _allow_ending_itself(self) -> None:
+        group = cdk.Stack.of(self).format_arn(
+            service="autoscaling",
+            resource="autoScalingGroup:*:autoScalingGroupName",
+            resource_name="*",
+        )
+        # By tag, not by name: the group refers to the role, so a reference back would be a cycle.
+        self._allow(
+            "EndsItself",
+            [
+                "autoscaling:TerminateInstanceInAutoScalingGroup",
+                "autoscaling:UpdateAutoScalingGroup",
+                "autoscaling:CompleteLifecycleAction",
+            ],
+            [group],
+            {"StringEquals": {f"aws:ResourceTag/{contract.STACK_TAG}": self._suffix}},
+        )
+
+    def _allow_session_manager(self) -> None:
+        """The part of AmazonSSMManagedInstanceCore that a session needs; these actions know no resource."""
+        self._allow(
+            "SessionManager",
+            [
+                "ssm:UpdateInstanceInformation",
+                "ssmmessages:CreateControlChannel",
+                "ssmmessages:CreateDataChannel",
+                "ssmmessages:OpenControlChannel",
+                "ssmmessages:OpenDataChannel",
+            ],
+            ["*"],
+        )
+
+    def _allow(
+        self, sid: str, actions: list[str], resources: list[str], conditions: dict[str, object] | None = None
+    ) -> None:
+        self.role.add_to_policy(
+            iam.PolicyStatement(sid=sid, actions=actions, resources=resources, conditions=conditions)
+        )
+
+
+@jsii.implements(ec2.IMachineImage)
+class _PinnedImage:
+    """One AMI by id, whatever the region (generic_linux wants a map by region)."""
+
+    def __init__(self, ami_id: str) -> None:
+        self._ami_id = ami_id
+
+    def get_image(self, scope: Construct) -> ec2.MachineImageConfig:
+        return ec2.MachineImageConfig(
+            image_id=self._ami_id, os_type=ec2.OperatingSystemType.LINUX, user_data=ec2.UserData.for_linux()
+        )
+
+
+def _machine_image(ami_id: str | None) -> ec2.IMachineImage:
+    return _PinnedImage(ami_id) if ami_id else ec2.MachineImage.resolve_ssm_parameter_at_launch(GPU_IMAGE_PARAMETER)
+
+
+def render_user_data(*, outputs_bucket: str, stack_suffix: str, region: str) -> str:
+    """The boot script with its few facts filled in (CDK tokens are fine).
+
+    Raises:
+        ValueError: larger than EC2 accepts.
+    """
+    script = USER_DATA.read_text()
+    if len(script.encode()) > USER_DATA_LIMIT_BYTES - 512:  # room for the values
+        raise ValueError(f"{USER_DATA.name} is {len(script.encode())} bytes; EC2 accepts {USER_DATA_LIMIT_BYTES}.")
+    for name, value in {"OUTPUTS_BUCKET": outputs_bucket, "STACK_SUFFIX": stack_suffix, "REGION": region}.items():
+        script = script.replace(f"@{name}@", value)
+    return script

@@ -1,0 +1,149 @@
+"""The run as a resource: Custom::TrainingRun and the Lambda behind it."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import aws_cdk as cdk
+from aws_cdk import aws_autoscaling as autoscaling
+from aws_cdk import aws_ecr as ecr
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_lambda as lambda_
+from aws_cdk import aws_logs as logs
+from constructs import Construct, IConstruct
+
+from training_image import contract
+
+ROOT = Path(__file__).parents[2]
+CONTROLLER_MINUTES = 15
+"""Lambda's own limit, and the resource's ServiceTimeout: CloudFormation's default of an hour would block the stack."""
+
+
+class TrainingRun(Construct):
+    """Deploying starts a run, deleting stops it with a checkpoint.
+
+    Args:
+        spec: everything a run is made of; travels as one JSON string, because CloudFormation hands properties over as
+            strings. No secret may be in it: the CLI prints the function's log when it fails.
+        group: the group that the run's box lives in.
+        repository: where the image's tag is resolved to a digest.
+        run_prefix: what every run id of this stack starts with.
+    """
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        spec: dict[str, Any],
+        group: autoscaling.IAutoScalingGroup,
+        repository: ecr.IRepository,
+        run_prefix: str,
+    ) -> None:
+        super().__init__(scope, construct_id)
+        log_group = logs.LogGroup(
+            self, "Log", retention=logs.RetentionDays.ONE_MONTH, removal_policy=cdk.RemovalPolicy.DESTROY
+        )
+        role = iam.Role(
+            self,
+            "Role",
+            assumed_by=iam.ServicePrincipal("lambda.amazonaws.com"),
+            description="Run controller: this stack's runs and its group, nothing else",
+        )
+        # Not CreateLogGroup: late output would bring back a log group that the stack has deleted.
+        log_group.grant_write(role)
+        self._allow(role, spec, group, repository, run_prefix)
+        function = lambda_.Function(
+            self,
+            "Controller",
+            runtime=lambda_.Runtime.PYTHON_3_13,
+            handler="index.handler",
+            code=staged_code("run_controller"),
+            role=role,
+            log_group=log_group,
+            timeout=cdk.Duration.minutes(CONTROLLER_MINUTES),
+            memory_size=256,
+            description="Starts and stops the runs of one TrainingStack",
+        )
+        self.resource = cdk.CustomResource(
+            self,
+            "Resource",
+            resource_type="Custom::TrainingRun",
+            service_token=function.function_arn,
+            service_timeout=cdk.Duration.minutes(CONTROLLER_MINUTES),
+            # Not Stack.to_json_string: it drops nulls, and a setting that is null must arrive as null.
+            properties={"Spec": json.dumps(spec, sort_keys=True)},
+        )
+        self.run_id = self.resource.get_att_string("RunId")
+        self.after(role, log_group)
+
+    def after(self, *constructs: IConstruct) -> None:
+        """Create the run after these, and so delete it before them: deletion in parallel would take away the routes and
+        policies that a draining box still needs."""
+        self.resource.node.add_dependency(*constructs)
+
+    def _allow(
+        self,
+        role: iam.Role,
+        spec: dict[str, Any],
+        group: autoscaling.IAutoScalingGroup,
+        repository: ecr.IRepository,
+        run_prefix: str,
+    ) -> None:
+        stack = cdk.Stack.of(self)
+        bucket = stack.format_arn(service="s3", region="", account="", resource=spec["outputs_bucket"])
+        runs, pointer = f"runs/{run_prefix}-*", contract.pointer_key(spec["stack_suffix"])
+        group_arn = stack.format_arn(
+            service="autoscaling",
+            resource="autoScalingGroup:*:autoScalingGroupName",
+            resource_name=group.auto_scaling_group_name,
+        )
+        statements = [
+            ("Runs", ["s3:GetObject", "s3:PutObject"], [f"{bucket}/{runs}", f"{bucket}/{pointer}"], None),
+            # Without it a missing key answers 403, which must never be read as "absent".
+            ("ListsRuns", ["s3:ListBucket"], [bucket], {"StringLike": {"s3:prefix": [runs, "stacks/*"]}}),
+            (
+                "Scales",
+                [
+                    "autoscaling:UpdateAutoScalingGroup",
+                    "autoscaling:PutScheduledUpdateGroupAction",
+                    "autoscaling:SuspendProcesses",
+                ],
+                [group_arn],
+                None,
+            ),
+            ("SeesGroups", ["autoscaling:DescribeAutoScalingGroups"], ["*"], None),  # AWS offers no resource here
+            ("PinsImage", ["ecr:DescribeImages"], [repository.repository_arn], None),
+            ("SeesRollback", ["cloudformation:DescribeStacks"], [stack.stack_id], None),
+            (
+                "SpotRole",
+                ["iam:CreateServiceLinkedRole"],
+                [
+                    stack.format_arn(
+                        service="iam",
+                        region="",
+                        resource="role",
+                        resource_name="aws-service-role/spot.amazonaws.com/AWSServiceRoleForEC2Spot",
+                    )
+                ],
+                {"StringEquals": {"iam:AWSServiceName": "spot.amazonaws.com"}},
+            ),
+        ]
+        for sid, actions, resources, conditions in statements:
+            role.add_to_policy(
+                iam.PolicyStatement(sid=sid, actions=actions, resources=resources, conditions=conditions)
+            )
+
+
+def staged_code(name: str) -> lambda_.Code:
+    """The handler's folder together with the run's contract, which it imports by the same name as everybody else."""
+    staging = Path(tempfile.mkdtemp(prefix="lambda-"))
+    code = staging / name
+    shutil.copytree(ROOT / "lambda" / name, code, ignore=shutil.ignore_patterns("__pycache__"))
+    package = code / "training_image"
+    package.mkdir()
+    for module in ("__init__.py", "contract.py"):
+        shutil.copy(ROOT / "training_image" / module, package)
+    return lambda_.Code.from_asset(str(code))

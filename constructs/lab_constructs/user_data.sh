@@ -1,0 +1,217 @@
+#!/bin/bash
+# The box's first boot, run once by cloud-init as root. It holds no settings, only where to look: the stack's pointer names
+# the run, and run.json has everything else. Whatever goes wrong here uploads the log and ends the spending.
+# At synth @NAME@ is replaced. Paths take the prefix ${DESTDIR:-}, which is empty on EC2.
+set -Eeuo pipefail
+
+BUCKET='@OUTPUTS_BUCKET@'
+STACK='@STACK_SUFFIX@'
+export AWS_DEFAULT_REGION='@REGION@'
+ROOT=${DESTDIR:-}
+BOOTED_AT=$(date +%s)
+LIB=$ROOT/usr/local/lib/llm-tuning-lab
+UNITS=$ROOT/etc/systemd/system
+WORK=$ROOT/opt/training
+LOG=$ROOT/var/log/training.log
+SETUP_LOG=$ROOT/var/log/training-setup.log
+mkdir -p "$LIB" "$UNITS" "$WORK" "$ROOT/var/log"
+touch "$LOG"
+exec >>"$SETUP_LOG" 2>&1
+echo "setup of stack $STACK began at $(date -u +%FT%TZ)"
+
+imds() { # IMDSv2; the address can be moved by the AWS SDKs' own variable
+  local base=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254} token
+  token=$(curl -sf --retry 5 -X PUT "${base%/}/latest/api/token" -H 'X-aws-ec2-metadata-token-ttl-seconds: 300')
+  curl -sf --retry 5 -H "X-aws-ec2-metadata-token: $token" "${base%/}/latest/meta-data/$1"
+}
+INSTANCE_ID=$(imds instance-id)
+
+# --- how a box ends: one file, used here and by the units below ----------------------------------------------------
+cat >"$LIB/ending.sh" <<'ENDING'
+upload_logs() {
+  local prefix="s3://$BUCKET/runs/$RUN_ID/boots/$INSTANCE_ID"
+  [ -n "$RUN_ID" ] || return 0
+  aws s3 cp --only-show-errors "$SETUP_LOG" "$prefix/training-setup.log" || true
+  [ -s "$LOG" ] && aws s3 cp --only-show-errors "$LOG" "$prefix/training.log" || true
+}
+let_go() { # of the lifecycle hook that holds a terminating instance; fails when the instance is not terminating
+  aws autoscaling complete-lifecycle-action --lifecycle-hook-name drain --auto-scaling-group-name "$GROUP" \
+    --lifecycle-action-result CONTINUE --instance-id "$INSTANCE_ID" 2>/dev/null || true
+}
+put_outcome() { # reason, sentence. Created once: an outcome that exists already stands.
+  local body
+  [ -n "$RUN_ID" ] || return 0
+  body=$(mktemp)
+  REASON=$1 DETAIL=$2 python3 -c 'import datetime, json, os
+print(json.dumps({"reason": os.environ["REASON"], "detail": os.environ["DETAIL"], "by": "box", "attempts": None,
+                  "resumed_from_step": None, "step": None,
+                  "at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}))' >"$body"
+  aws s3api put-object --bucket "$BUCKET" --key "runs/$RUN_ID/outcome.json" --if-none-match '*' --body "$body" \
+    --content-type application/json >/dev/null || true
+  rm -f "$body"
+}
+end_run() { # the group goes down with this box: nothing replaces it
+  upload_logs
+  if [ "$AUTO_SHUTDOWN" = false ] && [ "${1:-}" != now ]; then
+    echo "auto_shutdown is false: the box stays for review until the deadline"
+    return 0
+  fi
+  aws autoscaling terminate-instance-in-auto-scaling-group --instance-id "$INSTANCE_ID" \
+    --should-decrement-desired-capacity ||
+    aws autoscaling update-auto-scaling-group --auto-scaling-group-name "$GROUP" --min-size 0 --desired-capacity 0 ||
+    poweroff
+  let_go
+}
+end_box() { # only this box: the group replaces it if the run is not over
+  upload_logs
+  let_go
+  poweroff
+}
+ENDING
+
+write_environment() {
+  {
+    printf '%s=%q\n' BUCKET "$BUCKET" INSTANCE_ID "$INSTANCE_ID" SETUP_LOG "$SETUP_LOG" LOG "$LOG" \
+      RUN_ID "${RUN_ID:-}" GROUP "${GROUP:-}" AUTO_SHUTDOWN "${AUTO_SHUTDOWN:-true}"
+    printf 'export AWS_DEFAULT_REGION=%q\n' "$AWS_DEFAULT_REGION"
+  } >"$LIB/environment"
+}
+write_environment
+RUN_ID='' GROUP='' AUTO_SHUTDOWN=true
+. "$LIB/ending.sh"
+
+setup_failed() {
+  trap - ERR
+  set +e
+  echo "setup failed at line $1: $2"
+  put_outcome failed "Setup of the instance failed at line $1 ($2); see boots/$INSTANCE_ID/training-setup.log."
+  end_run now
+  exit 1
+}
+trap 'setup_failed "$LINENO" "$BASH_COMMAND"' ERR
+
+# --- which run ------------------------------------------------------------------------------------------------------
+RUN_ID=$(aws s3 cp "s3://$BUCKET/stacks/$STACK/current.json" - |
+  python3 -c 'import json, sys; print(json.load(sys.stdin)["run_id"])')
+aws s3 cp --only-show-errors "s3://$BUCKET/runs/$RUN_ID/run.json" "$LIB/run.json"
+python3 - "$LIB/run.json" >"$LIB/run.sh" <<'FIELDS'
+import datetime, json, shlex, sys, time
+run = json.load(open(sys.argv[1]))
+deadline = datetime.datetime.fromisoformat(run["deadline"]).astimezone(datetime.timezone.utc)
+values = {
+    "GROUP": run["group"],
+    "IMAGE": run["image"],
+    "GPUS": str(run["gpus"]),
+    "AUTO_SHUTDOWN": str(run["auto_shutdown"]).lower(),
+    "DEADLINE": deadline.strftime("%Y-%m-%d %H:%M:%S UTC"),
+    "EXPIRED": str(deadline.timestamp() <= time.time()).lower(),
+}
+for name, value in values.items():
+    print(f"{name}={shlex.quote(value)}")
+FIELDS
+. "$LIB/run.sh"
+write_environment
+echo "run $RUN_ID, deadline $DEADLINE, image $IMAGE"
+
+if aws s3api head-object --bucket "$BUCKET" --key "runs/$RUN_ID/outcome.json" >/dev/null 2>&1; then
+  echo "this run has ended already"
+  end_run now
+  exit 0
+fi
+if [ "$EXPIRED" = true ]; then
+  put_outcome expired 'The deadline passed before a box could finish.'
+  end_run now
+  exit 0
+fi
+
+# --- killer 1, before anything that can hang: a timer that outlives cloud-init and a reboot ---------------------------
+cat >"$LIB/finish" <<FINISH
+#!/bin/bash
+# systemd calls this when the container is gone, for whatever reason. Exit code 0 means: the run's outcome is durable.
+. "$LIB/environment"
+. "$LIB/ending.sh"
+exec >>"$SETUP_LOG" 2>&1
+echo "the container ended: \${SERVICE_RESULT:-?} \${EXIT_CODE:-?} \${EXIT_STATUS:-?}"
+if [ -e "$LIB/expired" ]; then
+  put_outcome expired 'The deadline passed before the run could finish.'
+  end_run now
+elif [ "\${EXIT_CODE:-}" = exited ] && [ "\${EXIT_STATUS:-}" = 0 ]; then
+  end_run
+else
+  end_box
+fi
+FINISH
+cat >"$LIB/expire" <<EXPIRE
+#!/bin/bash
+. "$LIB/environment"
+. "$LIB/ending.sh"
+touch "$LIB/expired" # tells the unit's ExecStopPost why
+if systemctl is-active --quiet training.service; then
+  systemctl stop training.service
+else
+  "$LIB/finish"
+fi
+EXPIRE
+cat >"$UNITS/training-deadline.service" <<UNIT
+[Unit]
+Description=End the box at the run's deadline
+[Service]
+Type=oneshot
+ExecStart=$LIB/expire
+UNIT
+cat >"$UNITS/training-deadline.timer" <<UNIT
+[Unit]
+Description=The run's deadline
+[Timer]
+OnCalendar=$DEADLINE
+Persistent=true
+[Install]
+WantedBy=timers.target
+UNIT
+chmod +x "$LIB/expire" "$LIB/finish"
+systemctl daemon-reload
+systemctl enable --now training-deadline.timer
+
+# --- the image --------------------------------------------------------------------------------------------------------
+registry=${IMAGE%%/*}
+for try in 1 2 3; do
+  if aws ecr get-login-password | docker login --username AWS --password-stdin "$registry" && docker pull "$IMAGE"; then
+    break
+  fi
+  [ "$try" -lt 3 ] # the trap takes it from here
+  sleep $((try * 5))
+done
+
+# --- the training unit: its exit is observed, its stop leaves time for a checkpoint ---------------------------------
+gpus=()
+[ "$GPUS" -eq 0 ] || gpus=(--gpus all)
+cat >"$LIB/start" <<START
+#!/bin/bash
+exec docker run --rm --name training --ipc=host ${gpus[*]} -v $WORK:$WORK -e AWS_DEFAULT_REGION=$AWS_DEFAULT_REGION \\
+  $IMAGE --bucket $BUCKET --run-id $RUN_ID --work-dir $WORK --booted-at $BOOTED_AT >>$LOG 2>&1
+START
+chmod +x "$LIB/start"
+cat >"$UNITS/training.service" <<UNIT
+[Unit]
+Description=Training run $RUN_ID
+After=docker.service network-online.target
+Requires=docker.service
+[Service]
+ExecStart=$LIB/start
+ExecStop=docker stop -t 110 training
+ExecStopPost=$LIB/finish
+TimeoutStopSec=130
+[Install]
+WantedBy=multi-user.target
+UNIT
+systemctl daemon-reload
+systemctl enable --now training.service
+
+# --- the viewer: `tmux attach -t training` for Session Manager's user; Ctrl-C there ends the viewer, never the run ---
+trap - ERR
+set +e
+id ssm-user >/dev/null 2>&1 || useradd --create-home ssm-user
+chmod 644 "$LOG" "$SETUP_LOG"
+runuser -u ssm-user -- tmux new-session -d -s training "tail -n +1 -F $LOG"
+echo "setup done after $(($(date +%s) - BOOTED_AT)) s"
+exit 0

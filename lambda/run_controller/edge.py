@@ -1,0 +1,249 @@
+"""The run controller's AWS edge: carries out what policy.py decides. Standard library and boto3 only."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import boto3
+from botocore.exceptions import ClientError
+from policy import Action, Current, Request, decide
+
+from training_image import contract
+
+ANSWER_RESERVE_SECONDS = 60
+"""Kept back from the function's time for ending the box and answering."""
+DRAIN_WAIT_SECONDS = 420
+"""How long a stop waits for the box's own outcome: an evaluation batch or an upload may be under way."""
+POLL_SECONDS = 2
+
+
+class Refused(Exception):
+    """The request was refused; the message is CloudFormation's reason."""
+
+
+def serve(event: dict[str, Any], remaining_ms: Callable[[], int]) -> dict[str, str]:
+    """Handle one request and return the resource's attributes.
+
+    Raises:
+        Refused: a run is active and the request would change it.
+    """
+    controller = Controller(json.loads(event["ResourceProperties"]["Spec"]), remaining_ms)
+    old = event.get("OldResourceProperties", {}).get("Spec")
+    request = Request(
+        kind=event["RequestType"],
+        request_id=event["RequestId"],
+        spec=controller.spec,
+        old_spec=json.loads(old) if old else None,
+        rolling_back=event["RequestType"] != "Delete" and _rolling_back(event["StackId"]),
+    )
+    current = controller.current()
+    decision = decide(request, current)
+    print(f"{request.kind}: {decision.action}, because {decision.sentence}")
+    if decision.action is Action.REFUSE:
+        raise Refused(decision.sentence)
+    if decision.action is Action.START:
+        return {"RunId": controller.start(request.request_id)}
+    if decision.action is Action.STOP:
+        controller.stop(current, decision.sentence)
+    return {"RunId": current.run_id if current else "none"}
+
+
+def _rolling_back(stack_id: str) -> bool:
+    stacks = boto3.client("cloudformation").describe_stacks(StackName=stack_id)["Stacks"]
+    return "ROLLBACK" in stacks[0]["StackStatus"]
+
+
+class Controller:
+    """One stack's runs: its group, its pointer, its objects."""
+
+    def __init__(self, spec: dict[str, Any], remaining_ms: Callable[[], int]) -> None:
+        self.spec = spec
+        self._group = spec["group"]
+        self._bucket = spec["outputs_bucket"]
+        self._pointer = contract.pointer_key(spec["stack_suffix"])
+        self._remaining_ms = remaining_ms
+        self._s3 = boto3.client("s3")
+        self._autoscaling = boto3.client("autoscaling")
+
+    def current(self) -> Current | None:
+        """The run that the pointer names. A run whose time is over counts as ended even if no box could say so."""
+        pointer = self._read(self._pointer)
+        if pointer is None:
+            return None
+        run = self._read(contract.RunKeys(pointer["run_id"]).run)
+        if run is None:
+            return None
+        ended = self._read(contract.RunKeys(run["run_id"]).outcome) is not None or self._closed(run)
+        return Current(run["run_id"], run["request_id"], run["spec"], ended)
+
+    def start(self, request_id: str) -> str:
+        """Mint the run and ask for its box; safe to repeat with the same request id."""
+        if self.spec["use_spot"]:
+            _ensure_spot_role()
+        pointer = self._read(self._pointer) or {"number": 0}
+        number = pointer["number"] if pointer.get("request_id") == request_id else pointer["number"] + 1
+        while True:
+            run = self._mint(request_id, number)
+            if self._create(contract.RunKeys(run["run_id"]).run, run):
+                break
+            run = self._read(contract.RunKeys(run["run_id"]).run) or {}
+            if run.get("request_id") == request_id:
+                break
+            number += 1
+        self._write(self._pointer, {"run_id": run["run_id"], "number": number, "request_id": request_id})
+        self._arm(datetime.fromisoformat(run["deadline"]))
+        # Zone rebalancing would replace a training box for symmetry's sake.
+        self._autoscaling.suspend_processes(AutoScalingGroupName=self._group, ScalingProcesses=["AZRebalance"])
+        # Together: a scheduled action of an earlier run may have left the maximum at 0.
+        self._scale(minimum=0, maximum=1, desired=1)
+        return run["run_id"]
+
+    def stop(self, current: Current | None, why: str) -> None:
+        """Ask for a checkpoint, wait for the box within a bound, then take the capacity away whatever happened."""
+        if current is not None and not current.ended:
+            keys = contract.RunKeys(current.run_id)
+            request = {"reason": contract.Reason.STOPPED, "detail": why, "at": _now()}
+            self._write(keys.control, {"stop": request})
+            self._wait(DRAIN_WAIT_SECONDS, lambda: self._read(keys.outcome) is not None or not self._boxes())
+        self._scale(minimum=0, maximum=0, desired=0)
+        if not self._wait(DRAIN_WAIT_SECONDS, lambda: not self._boxes()):
+            print(f"STILL THERE: {self._boxes()} in group {self._group}; check them in the EC2 console")
+        if current is not None and not current.ended:
+            self._close(current.run_id, contract.Reason.STOPPED, f"Stopped before a box reported: {why}.")
+
+    def _mint(self, request_id: str, number: int) -> dict[str, Any]:
+        spec = self.spec
+        started = datetime.now(UTC)
+        run_id = contract.run_id(spec["run_name"], spec["stack_suffix"], number)
+        return {
+            "schema": contract.SCHEMA_VERSION,
+            "run_id": run_id,
+            "request_id": request_id,
+            "created_at": started.isoformat(timespec="seconds"),
+            "deadline": (started + timedelta(hours=spec["max_runtime_hours"])).isoformat(timespec="seconds"),
+            **{name: spec[name] for name in _COPIED},
+            "image": self._pinned(spec["image"]),
+            "settings_sha256": contract.settings_digest(spec["settings"]),
+            "spec": spec,
+        }
+
+    def _pinned(self, image: str) -> str:
+        """The image by digest: a tag could mean another image when a box is replaced."""
+        uri, separator, tag = image.rpartition(":")
+        if not separator or "@" in image or "/" in tag:
+            return image
+        repository = uri.split("/", 1)[1]
+        found = boto3.client("ecr").describe_images(repositoryName=repository, imageIds=[{"imageTag": tag}])
+        return f"{uri}@{found['imageDetails'][0]['imageDigest']}"
+
+    def _arm(self, deadline: datetime) -> None:
+        """Killer 3: AWS itself takes the capacity away after the deadline, with no code of ours."""
+        self._autoscaling.put_scheduled_update_group_action(
+            AutoScalingGroupName=self._group,
+            ScheduledActionName=contract.SCHEDULED_ACTION_NAME,
+            StartTime=deadline + timedelta(seconds=contract.SCHEDULED_ACTION_MARGIN_SECONDS),
+            MinSize=0,
+            MaxSize=0,
+            DesiredCapacity=0,
+        )
+
+    def _closed(self, run: dict[str, Any]) -> bool:
+        """Whether a run without an outcome can no longer get one; if so, write it."""
+        group = self._describe()
+        overdue = datetime.now(UTC) > datetime.fromisoformat(run["deadline"]) + timedelta(
+            seconds=contract.SCHEDULED_ACTION_MARGIN_SECONDS
+        )
+        if group is None or group["DesiredCapacity"] > 0 or group["Instances"]:
+            return False
+        if overdue:
+            self._close(run["run_id"], contract.Reason.EXPIRED, "The deadline passed before a box could report.")
+        else:
+            self._close(run["run_id"], contract.Reason.FAILED, "The group was emptied and no box reported an outcome.")
+        return True
+
+    def _close(self, run_id: str, reason: contract.Reason, detail: str) -> None:
+        outcome = {"reason": reason, "detail": detail, "by": contract.Actor.CONTROLLER, "at": _now()}
+        self._create(
+            contract.RunKeys(run_id).outcome, {**outcome, "attempts": None, "resumed_from_step": None, "step": None}
+        )
+
+    def _describe(self) -> dict[str, Any] | None:
+        found = self._autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[self._group])
+        return found["AutoScalingGroups"][0] if found["AutoScalingGroups"] else None
+
+    def _boxes(self) -> list[str]:
+        group = self._describe()
+        return [instance["InstanceId"] for instance in group["Instances"]] if group else []
+
+    def _scale(self, *, minimum: int, maximum: int, desired: int) -> None:
+        self._autoscaling.update_auto_scaling_group(
+            AutoScalingGroupName=self._group, MinSize=minimum, MaxSize=maximum, DesiredCapacity=desired
+        )
+
+    def _wait(self, seconds: float, done: Callable[[], bool]) -> bool:
+        """Poll until ``done`` or the bound, which the function's own remaining time cuts short."""
+        end = time.monotonic() + min(seconds, self._remaining_ms() / 1000 - ANSWER_RESERVE_SECONDS)
+        while not done():
+            if time.monotonic() > end:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
+
+    def _read(self, key: str) -> dict[str, Any] | None:
+        """The object's JSON, or ``None`` if it does not exist. A refusal is an error, never "absent"."""
+        try:
+            body = self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+        except self._s3.exceptions.NoSuchKey:
+            return None
+        return json.loads(body)
+
+    def _write(self, key: str, value: dict[str, Any]) -> None:
+        self._s3.put_object(Bucket=self._bucket, Key=key, Body=json.dumps(value, indent=1).encode())
+
+    def _create(self, key: str, value: dict[str, Any]) -> bool:
+        """Write unless it exists; whether it was written."""
+        try:
+            self._s3.put_object(
+                Bucket=self._bucket, Key=key, Body=json.dumps(value, indent=1).encode(), IfNoneMatch="*"
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"):
+                return False
+            raise
+        return True
+
+
+_COPIED = (
+    "run_name",
+    "lab",
+    "stack_name",
+    "stack_suffix",
+    "group",
+    "region",
+    "max_attempts",
+    "auto_shutdown",
+    "instance_types",
+    "gpus",
+    "training_bucket",
+    "outputs_bucket",
+    "data_uri",
+    "settings",
+    "training_command",
+)
+
+
+def _ensure_spot_role() -> None:
+    """The first spot request of an account needs this service-linked role; AWS answers InvalidInput if it exists."""
+    try:
+        boto3.client("iam").create_service_linked_role(AWSServiceName="spot.amazonaws.com")
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "InvalidInput":
+            raise
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

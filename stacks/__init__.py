@@ -1,0 +1,1 @@
+"""The two stacks: DataStack stays, TrainingStack comes and goes. No construct reference between them."""

@@ -1,0 +1,122 @@
+"""TrainingStack: what comes and goes. One run's box, its network, and the run itself."""
+
+from pathlib import Path
+from typing import Any
+
+import aws_cdk as cdk
+from aws_cdk import aws_ecr as ecr
+from aws_cdk import aws_ecr_assets as ecr_assets
+from aws_cdk import aws_ssm as ssm
+from constructs import Construct
+
+from lab_constructs.compute import Compute
+from lab_constructs.network import Network
+from lab_constructs.training_run import TrainingRun
+from training_image import contract
+from training_image.lab_config import LabConfig
+from training_image.settings import RunSettings
+
+IMAGE_DIRECTORY = Path(__file__).parents[1] / "training_image"
+
+
+class TrainingStack(cdk.Stack):
+    """Ephemeral: `cdk deploy` starts a run, `cdk destroy` stops it with a checkpoint and leaves nothing behind."""
+
+    def __init__(
+        self, scope: Construct, construct_id: str, *, config: LabConfig, settings: RunSettings, **kwargs: Any
+    ) -> None:
+        repository_name = contract.repository_name(config.lab)
+        super().__init__(
+            scope,
+            construct_id,
+            description="LLM Tuning Lab: one training run at a time (ephemeral)",
+            # The image goes to DataStack's own repository, whose scan, lifecycle and grants then really apply.
+            synthesizer=cdk.DefaultStackSynthesizer(
+                image_assets_repository_name=repository_name, docker_tag_prefix="lab-"
+            ),
+            **kwargs,
+        )
+        suffix = self._suffix()
+        run_prefix = f"{config.run}-{suffix}"
+        training_bucket, outputs_bucket = (
+            # SSM-typed parameters: they follow a recreated DataStack, and a missing one names it.
+            ssm.StringParameter.value_for_string_parameter(self, contract.parameter_name(config.lab, output))
+            for output in ("TrainingBucket", "OutputsBucket")
+        )
+        repository = ecr.Repository.from_repository_name(self, "Repository", repository_name)
+        network = Network(self, "Network", availability_zone=config.availability_zone)
+        compute = Compute(
+            self,
+            "Compute",
+            vpc=network.vpc,
+            security_group=network.security_group,
+            stack_suffix=suffix,
+            run_prefix=run_prefix,
+            training_bucket=training_bucket,
+            outputs_bucket=outputs_bucket,
+            repository=repository,
+            acceptable_types=config.acceptable_types,
+            use_spot=config.use_spot,
+            max_spot_price=config.max_spot_price,
+            volume_size=config.volume_size,
+            volume_throughput=config.volume_throughput,
+            ami_id=config.ami_id,
+        )
+        run = TrainingRun(
+            self,
+            "Run",
+            spec={
+                "lab": config.lab,
+                "stack_name": self.stack_name,
+                "stack_suffix": suffix,
+                "run_name": config.run,
+                "region": self.region,
+                "group": compute.group.auto_scaling_group_name,
+                "create_instance": config.create_instance,
+                "use_spot": config.use_spot,
+                "instance_types": list(config.acceptable_types),
+                "gpus": 0 if settings.training.use_cpu else config.gpus,
+                "max_runtime_hours": config.max_runtime_hours,
+                "max_attempts": config.max_attempts,
+                "auto_shutdown": config.auto_shutdown,
+                "training_command": list(config.training_command) or None,
+                "image": self._image(config.image_tag, repository),
+                "training_bucket": training_bucket,
+                "outputs_bucket": outputs_bucket,
+                "data_uri": settings.data.uri or f"s3://{training_bucket}/data/",
+                "settings": settings.model_dump(mode="json"),
+            },
+            group=compute.group,
+            repository=repository,
+            run_prefix=run_prefix,
+        )
+        run.after(network, compute)
+        self._outputs(compute, run, outputs_bucket, run_prefix)
+
+    def _suffix(self) -> str:
+        """First group of the stack id's UUID: another one for every incarnation of the stack."""
+        uuid = cdk.Fn.select(2, cdk.Fn.split("/", self.stack_id))
+        return cdk.Fn.select(0, cdk.Fn.split("-", uuid))
+
+    def _image(self, image_tag: str | None, repository: ecr.IRepository) -> str:
+        """URI of the image: built from ``training_image/`` unless a tag or digest in the lab's repository is named."""
+        if image_tag:
+            return repository.repository_uri_for_tag_or_digest(image_tag)
+        return ecr_assets.DockerImageAsset(
+            self, "Image", directory=str(IMAGE_DIRECTORY), platform=ecr_assets.Platform.LINUX_AMD64
+        ).image_uri
+
+    def _outputs(self, compute: Compute, run: TrainingRun, outputs_bucket: str, run_prefix: str) -> None:
+        group = compute.group.auto_scaling_group_name
+        instance = (
+            f"aws autoscaling describe-auto-scaling-groups --auto-scaling-group-names {group} "
+            "--query 'AutoScalingGroups[0].Instances[0].InstanceId' --output text"
+        )
+        values = {
+            "AutoScalingGroupName": group,
+            "RunId": run.run_id,
+            "RunPrefix": f"s3://{outputs_bucket}/runs/{run_prefix}-",
+            "ConnectCommand": f'aws ssm start-session --target "$({instance})"',
+        }
+        for name, value in values.items():
+            cdk.CfnOutput(self, name, value=value)
