@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from training_image.contract import COMPLETE_MARKER, MANIFEST_NAME, SCHEMA_VERSION, RunKeys
+from training_image.contract import COMPLETE_MARKER, MANIFEST_NAME, RunKeys
 from training_image.store import MissingObject, Store
 
 KEEP = 2
@@ -58,7 +58,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    schema_version: Literal[1] = Field(default=SCHEMA_VERSION, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     run_id: str
     step: int = Field(ge=0)
     attempt: int = Field(ge=1)

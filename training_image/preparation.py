@@ -44,6 +44,15 @@ class RunFile(BaseModel):
         return str(self.settings["model"]["base_model"])
 
 
+def clear(work: WorkDir) -> None:
+    """Leave nothing of an earlier attempt on this box (it may have been rebooted)."""
+    work.root.mkdir(parents=True, exist_ok=True)
+    for directory in (work.data, work.model, work.checkpoints, work.resume, work.adapter, work.metrics):
+        shutil.rmtree(directory, ignore_errors=True)
+    for file in (work.status, work.stop, work.final, work.error):
+        file.unlink(missing_ok=True)
+
+
 def prepare(store: Store, keys: RunKeys, run: RunFile, work: WorkDir) -> checkpoints.Resume:
     """Fill the work directory; returns what was found to resume from.
 

@@ -10,7 +10,6 @@ import argparse
 import logging
 import os
 import queue
-import shutil
 import signal
 import sys
 import threading
@@ -27,7 +26,7 @@ from training_image.contract import DRAIN_SECONDS, Actor, Reason, RunKeys, State
 from training_image.decisions import CRASHED, Cause, Stop, verdict
 from training_image.ending import Gone
 from training_image.imds import Imds
-from training_image.preparation import BadInput, RunFile, prepare
+from training_image.preparation import BadInput, RunFile, clear, prepare
 from training_image.publisher import Publisher
 from training_image.reporter import Reporter, read_status, utc_now
 from training_image.store import Store, s3_client
@@ -258,15 +257,6 @@ class Supervisor:
         return found
 
 
-def clear(work: WorkDir) -> None:
-    """Leave nothing of an earlier attempt on this box (it may have been rebooted)."""
-    work.root.mkdir(parents=True, exist_ok=True)
-    for directory in (work.data, work.model, work.checkpoints, work.resume, work.adapter, work.metrics):
-        shutil.rmtree(directory, ignore_errors=True)
-    for file in (work.status, work.stop, work.final, work.error):
-        file.unlink(missing_ok=True)
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="supervisor", description="One attempt at a training run.")
     parser.add_argument("--bucket", required=True, help="outputs bucket")
@@ -285,7 +275,7 @@ def main(arguments: Sequence[str]) -> int:
     work = WorkDir(options.work_dir)
     clear(work)
     tee = Tee(work.root / "training.log")
-    logging.basicConfig(stream=tee, format="%(asctime)s supervisor: %(message)s", level=logging.WARNING)  # type: ignore[arg-type]
+    logging.basicConfig(stream=tee, format="%(asctime)s supervisor: %(message)s", level=logging.WARNING)
     logging.getLogger("training_image").setLevel(logging.INFO)
     try:
         store = Store(s3_client(), options.bucket)

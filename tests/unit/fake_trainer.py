@@ -1,0 +1,73 @@
+"""A trainer in miniature: keeps the whole contract of ``WorkDir`` and exit codes, learns nothing.
+
+A checkpoint at every second step. ``hold=N`` waits at step N until it is told to stop.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+HOLD_SECONDS = 60
+
+work = Path(sys.argv[1])
+options = dict(argument.split("=", 1) for argument in sys.argv[2:])
+total = int(options.get("steps", 6))
+
+
+def write(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value))
+    partial.rename(path)
+
+
+def checkpoint(step: int) -> None:
+    directory = work / "checkpoints" / f"checkpoint-{step}"
+    write(directory / "state.json", {"step": step})
+    (directory / "weights").mkdir(exist_ok=True)
+    (directory / "weights" / "model.bin").write_bytes(bytes([step]) * 100_000)
+    (directory / "COMPLETE").touch()
+
+
+def status(phase: str, step: int) -> None:
+    write(work / "status.json", {"phase": phase, "step": step, "total_steps": total, "loss": 1 / (step + 1)})
+
+
+if "bad_input" in options:
+    (work / "error.txt").write_text(options["bad_input"])
+    sys.exit(12)
+
+resume = work / "resume" / "state.json"
+first = json.loads(resume.read_text())["step"] if resume.exists() else 0
+print(f"starting at step {first}, data {sorted(path.name for path in (work / 'data').rglob('*.jsonl'))}", flush=True)
+before = work / "metrics" / "eval_before.json"
+if not before.exists():
+    write(before, {"loss": 4.0, "first_step": first})
+
+for step in range(first + 1, total + 1):
+    status("training", step)
+    with (work / "metrics" / "steps.jsonl").open("a") as steps:
+        steps.write(json.dumps({"step": step, "loss": 1 / step}) + "\n")
+    if step == int(options.get("crash", 0)):
+        print("Traceback: something broke", flush=True)
+        sys.exit(1)
+    if step % 2 == 0:
+        checkpoint(step)
+    give_up = time.monotonic() + HOLD_SECONDS
+    while step == int(options.get("hold", 0)) and not (work / "stop").exists() and time.monotonic() < give_up:
+        time.sleep(0.02)
+    if (work / "stop").exists():
+        checkpoint(step)
+        sys.exit(10)
+
+adapter = work / "adapter" / "adapter_model.safetensors"
+adapter.parent.mkdir(exist_ok=True)
+adapter.write_bytes(b"adapter" * 1000)
+write(work / "metrics" / "eval_after.json", {"loss": 1.0})
+if "no_marker" not in options:
+    sha256 = hashlib.sha256(adapter.read_bytes()).hexdigest()
+    if "wrong_adapter" in options:
+        adapter.write_bytes(b"torn")
+    write(work / "final.json", {"step": total, "train_examples": 7, "eval_examples": 2, "adapter_sha256": sha256})
