@@ -1,4 +1,4 @@
-"""Composition root: read the settings once, build the two stacks, tag them. The only place that reads the environment."""
+"""Composition root: read the settings once, build the two stacks, tag them. Only this file reads the environment."""
 
 import os
 from pathlib import Path

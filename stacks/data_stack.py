@@ -14,8 +14,9 @@ from training_image import contract
 class DataStack(cdk.Stack):
     """Persistent; deploys alone and survives every TrainingStack.
 
-    What others need is published twice: as stack outputs for people, and as SSM parameters for TrainingStack. A construct
-    reference, even a weak one, would make `cdk deploy TrainingStack` and `cdk destroy DataStack` drag in the other stack.
+    What others need is published twice: as stack outputs for people, and as SSM parameters for TrainingStack. A
+    construct reference, even a weak one, would make `cdk deploy TrainingStack` and `cdk destroy DataStack` drag in the
+    other stack.
     """
 
     def __init__(self, scope: Construct, construct_id: str, *, lab: str, **kwargs: Any) -> None:

@@ -48,6 +48,7 @@ class TrainingStack(cdk.Stack):
         compute = Compute(
             self,
             "Compute",
+            lab=config.lab,
             vpc=network.vpc,
             security_group=network.security_group,
             stack_suffix=suffix,

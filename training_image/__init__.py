@@ -1,1 +1,1 @@
-"""The run: what happens on the box, and the light core (contract, settings, catalog) that the CDK app shares with it."""
+"""The run: what happens on the box, and the light core (contract, settings, catalog) that the CDK app shares."""

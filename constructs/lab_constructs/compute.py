@@ -15,15 +15,16 @@ from training_image import contract
 
 USER_DATA = Path(__file__).with_name("user_data.sh")
 USER_DATA_LIMIT_BYTES = 16 * 1024
-GPU_IMAGE_PARAMETER = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"  # NVIDIA driver, Docker
+GPU_IMAGE_PARAMETER = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
+"""NVIDIA driver, Docker with the NVIDIA runtime, AWS CLI, SSM agent."""
 
 
 class Compute(Construct):
     """An Auto Scaling group (0 to 1, no desired capacity) that replaces a lost box, with no server of ours.
 
-    The template declares no desired capacity: CloudFormation would wait for spot capacity up to an hour and then fail the
-    stack. The run controller sets it when everything else exists. Spot is asked for in the instances distribution only,
-    because a mixed-instances policy refuses market options in the launch template.
+    The template declares no desired capacity: CloudFormation would wait for spot capacity up to an hour and then fail
+    the stack. The run controller sets it when everything else exists. Spot is asked for in the instances distribution
+    only, because a mixed-instances policy refuses market options in the launch template.
 
     Args:
         run_prefix: what every run id of this stack starts with; the role may write nothing else.
@@ -39,6 +40,7 @@ class Compute(Construct):
         scope: Construct,
         construct_id: str,
         *,
+        lab: str,
         vpc: ec2.IVpc,
         security_group: ec2.ISecurityGroup,
         stack_suffix: str,
@@ -65,8 +67,8 @@ class Compute(Construct):
         self._allow_ending_itself()
         self._allow_session_manager()
         repository.grant_pull(self.role)
-        template = self._launch_template(security_group, outputs_bucket, volume_size, volume_throughput, ami_id)
-        # The volumes and interfaces carry the tags too: group tags do not reach them.
+        tags = {contract.LAB_TAG: lab, contract.STACK_TAG: stack_suffix}
+        template = self._launch_template(security_group, outputs_bucket, volume_size, volume_throughput, ami_id, tags)
         cdk.Tags.of(self).add(contract.STACK_TAG, stack_suffix)
         self.group = autoscaling.AutoScalingGroup(
             self,
@@ -108,10 +110,11 @@ class Compute(Construct):
         volume_size: int,
         volume_throughput: int,
         ami_id: str | None,
+        interface_tags: dict[str, str],
     ) -> ec2.LaunchTemplate:
         stack = cdk.Stack.of(self)
         script = render_user_data(outputs_bucket=outputs_bucket, stack_suffix=self._suffix, region=stack.region)
-        return ec2.LaunchTemplate(
+        template = ec2.LaunchTemplate(
             self,
             "Template",
             role=self.role,
@@ -134,6 +137,14 @@ class Compute(Construct):
                 )
             ],
         )
+        # CDK tags the instance and its volumes; the network interface wants the same tags.
+        resource = template.node.default_child
+        assert isinstance(resource, ec2.CfnLaunchTemplate)  # noqa: S101 an L2's own child
+        tags = [{"Key": key, "Value": value} for key, value in interface_tags.items()]
+        resource.add_property_override(
+            "LaunchTemplateData.TagSpecifications.2", {"ResourceType": "network-interface", "Tags": tags}
+        )
+        return template
 
     def _allow_data_and_results(self, training_bucket: str, outputs_bucket: str, run_prefix: str) -> None:
         stack = cdk.Stack.of(self)

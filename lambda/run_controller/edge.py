@@ -100,7 +100,7 @@ class Controller:
         self._autoscaling.suspend_processes(AutoScalingGroupName=self._group, ScalingProcesses=["AZRebalance"])
         # Together: a scheduled action of an earlier run may have left the maximum at 0.
         self._scale(minimum=0, maximum=1, desired=1)
-        return run["run_id"]
+        return str(run["run_id"])
 
     def stop(self, current: Current | None, why: str) -> None:
         """Ask for a checkpoint, wait for the box within a bound, then take the capacity away whatever happened."""
@@ -199,7 +199,8 @@ class Controller:
             body = self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read()
         except self._s3.exceptions.NoSuchKey:
             return None
-        return json.loads(body)
+        found: dict[str, Any] = json.loads(body)
+        return found
 
     def _write(self, key: str, value: dict[str, Any]) -> None:
         self._s3.put_object(Bucket=self._bucket, Key=key, Body=json.dumps(value, indent=1).encode())

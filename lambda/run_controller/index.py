@@ -5,15 +5,19 @@ answer would be blocked until its timeout. It answers a delete with success what
 keep billable resources alive; what is left over is named in the log.
 """
 
+from __future__ import annotations
+
 import json
 import urllib.request
+from typing import Any
 
 PHYSICAL_ID = "training-run"  # constant: a changed id would turn an update into a replacement, i.e. a delete
 
 
-def handler(event, context):  # type: ignore[no-untyped-def]
+def handler(event: dict[str, Any], context: Any) -> None:
     """Entry point; ``context`` tells how much time is left."""
-    status, reason, data = "SUCCESS", "", {}
+    status, reason = "SUCCESS", ""
+    data: dict[str, str] = {}
     try:
         import edge
 

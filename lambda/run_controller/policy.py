@@ -61,8 +61,8 @@ def decide(request: Request, current: Current | None) -> Decision:
     if current is not None and active:
         return Decision(
             Action.REFUSE,
-            f"Run {current.run_id} is active and goes on unharmed: wait until it has ended, "
-            f"or stop it with a checkpoint by `cdk destroy {request.spec['stack_name']}`, then deploy the new settings.",
+            f"Run {current.run_id} is active and goes on unharmed: wait until it has ended, or stop it with a "
+            f"checkpoint by `cdk destroy {request.spec['stack_name']}`, then deploy the new settings.",
         )
     return Decision(Action.START, "no run of this stack is active")
 
