@@ -119,14 +119,14 @@ def _convert_apart(gguf: Path, target: Path) -> None:
 def convert(gguf: Path, target: Path) -> None:
     """Load a quantized GGUF model and save it as bfloat16 safetensors with its tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
     # A model loaded from GGUF refuses save_pretrained ("quantized"): its weights go into a fresh one.
     config = loaded.config
     del config.quantization_config
-    fresh = LlamaForCausalLM(config).to(torch.bfloat16)
+    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     fresh.load_state_dict(loaded.state_dict())
     fresh.save_pretrained(target)
     AutoTokenizer.from_pretrained(**source).save_pretrained(target)

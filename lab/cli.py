@@ -1,0 +1,116 @@
+"""The `lab` command. Conveniences only: everything it does can be done with `cdk` and `aws`."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lab.local_cloud.cloud import LocalCloud, LocalCloudError
+
+ROOT = Path(__file__).resolve().parents[1]
+_EXPORTED = ("AWS_", "CDK_", "LAB_")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+local = typer.Typer(no_args_is_help=True, help="The embedded cloud: the whole product on this machine, no AWS account.")
+app.add_typer(local, name="local")
+
+
+def main() -> None:
+    """Entry point of the `lab` command."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    app()
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """A terminated demo cleans up like one stopped with Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> typer.Exit:
+    print(message, file=sys.stderr)
+    return typer.Exit(code)
+
+
+def _marker() -> Path:
+    """Exists while `lab local up` has a cloud running: what tells it from one that a killed demo left."""
+    return ROOT / ".lab" / "up"
+
+
+def _running() -> LocalCloud | None:
+    return LocalCloud.attach(ROOT) if _marker().exists() else None
+
+
+@local.command()
+def demo(
+    data: Annotated[Path | None, typer.Option(help="Your own JSONL file, or a folder with such files.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Your own base model: a Transformers model folder.")] = None,
+) -> None:
+    """The whole life cycle, for real: deploy, train a small model, let the box end itself, destroy. About ten minutes.
+
+    DEMO_STEPS sets the number of training steps; LLM_* variables of your shell reach the trainer.
+    """
+    from lab.demo import demo as life_cycle
+    from lab.demo import environment
+
+    try:
+        environment.check(ROOT, data, model)
+    except environment.InputError as error:
+        raise _fail(str(error), 2) from None
+    if _running():
+        raise _fail("`lab local up` has a local cloud running. End it first: lab local down", 2)
+    raise typer.Exit(life_cycle.run(life_cycle.Options(ROOT, data, model), Console(highlight=False)))
+
+
+@local.command()
+def up() -> None:
+    """Start the embedded cloud in the background, bootstrapped for `cdk`."""
+    if not _running():
+        cloud = LocalCloud(ROOT)
+        try:
+            cloud.start()
+            _bootstrap(cloud)
+        except LocalCloudError as error:
+            raise _fail(str(error), 1) from None
+        except KeyboardInterrupt:
+            raise _fail("Stopped; nothing is left running.", 130) from None
+        _marker().touch()
+    print('The local cloud is up. Point this shell at it:  eval "$(lab local env)"')
+    print("Then use cdk and aws as on AWS, e.g.:  cdk deploy DataStack    End it:  lab local down")
+
+
+def _bootstrap(cloud: LocalCloud) -> None:
+    try:
+        cloud.bootstrap()
+    except BaseException:
+        cloud.stop()
+        raise
+
+
+@local.command()
+def env() -> None:
+    """Print the shell commands that point `cdk` and `aws` at the running local cloud."""
+    cloud = _running()
+    if cloud is None:
+        raise _fail("No local cloud is up. Start one: lab local up", 1)
+    for name, value in sorted(cloud.environ().items()):
+        if name.startswith(_EXPORTED):
+            print(f"export {name}={shlex.quote(value)}")
+
+
+@local.command()
+def down() -> None:
+    """End the embedded cloud and everything that runs in it."""
+    cloud = LocalCloud.attach(ROOT)
+    _marker().unlink(missing_ok=True)
+    if cloud is None:
+        print("No local cloud is up.")
+        return
+    cloud.stop()
+    print("The local cloud is down; nothing of it runs.")

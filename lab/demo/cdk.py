@@ -1,0 +1,64 @@
+"""The real CDK CLI, as a user types it: output to a log file, its end shown when it fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+_TAIL_LINES = 25
+
+
+class CdkError(RuntimeError):
+    """A ``cdk`` command failed; the message holds the command, the end of its output, and where the rest is."""
+
+
+class Cdk:
+    def __init__(self, root: Path, logs: Path, environ: Mapping[str, str]) -> None:
+        self._root = root
+        self._logs = logs
+        self._environ = environ
+
+    def run(self, command: str, stack: str, *options: str, variables: Mapping[str, str] | None = None) -> None:
+        """Run ``cdk <command> <stack>`` to its end, with ``variables`` added to its environment.
+
+        The lab and the run have their default names here, whatever ``lab.yaml`` says: they name the stacks.
+
+        Raises:
+            CdkError: if it fails. When this is interrupted, the CLI and all that it started are ended first.
+        """
+        words = ["cdk", command, stack, *options]
+        log = self._logs / f"cdk-{command}-{stack}.log"
+        names = ["-c", "lab=default", "-c", "run=run"]
+        quiet = ["--no-color", "--no-notices", "--output", str(self._logs / "cdk.out")]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [str(self._root / "node_modules" / ".bin" / "cdk"), *words[1:], *names, *quiet],
+                cwd=self._root,
+                env={**self._environ, **(variables or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that all of it can be ended together
+            )
+            try:
+                code = process.wait()
+            except BaseException:
+                _end(process)
+                raise
+        if code:
+            tail = "\n".join(log.read_text(errors="replace").rstrip().splitlines()[-_TAIL_LINES:])
+            raise CdkError(f"`{' '.join(words)}` failed (exit code {code}):\n\n{tail}\n\nAll of its output: {log}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(10)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue

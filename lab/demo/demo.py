@@ -1,0 +1,172 @@
+"""`make demo`: deploy, push data, train, let the box end itself, destroy, and check what is left.
+
+Only the product's own commands and AWS's own APIs are used, as anyone would use them on AWS.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+from rich.console import Console
+
+from lab.demo import base_model, dataset, environment, record, report
+from lab.demo.base_model import BaseModelError
+from lab.demo.cdk import Cdk, CdkError
+from lab.demo.follow import Place, RunStalledError, follow, wait_until_gone
+from lab.demo.progress import TITLES, Progress, Shown
+from lab.demo.recheck import RecheckError, recheck
+from lab.demo.summary import DATA_STACK, TRAINING_STACK, Facts, problems, summarize
+from lab.local_cloud.cloud import LocalCloud, LocalCloudError
+from training_image.contract import RunKeys
+
+_FAILURES = (BaseModelError, CdkError, RunStalledError, RecheckError, LocalCloudError, BotoCoreError, ClientError)
+
+
+@dataclass(frozen=True)
+class Options:
+    root: Path
+    """Of the clone."""
+    data: Path | None
+    """The user's own file or folder; None: the demo's questions."""
+    model: Path | None
+    """The user's own model folder; None: the demo's small model."""
+
+    @property
+    def folder(self) -> Path:
+        return self.root / ".lab" / "demo"
+
+
+def run(options: Options, console: Console) -> int:
+    """The whole demo; its input has been checked. Returns the exit code: 0 only if everything went as it must."""
+    started = time.monotonic()
+    facts, progress, cloud = Facts(), Progress(console), LocalCloud(options.root)
+    try:
+        progress.enter("Starting the local cloud")
+        cloud.start()  # first of all: it holds the clone's lock, and cleans up itself when it fails
+    except LocalCloudError as error:
+        progress.finish(failed=True)
+        console.print(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return _stopped(console, progress)
+    try:
+        shutil.rmtree(options.folder, ignore_errors=True)
+        options.folder.mkdir(parents=True)
+        try:
+            _life_cycle(options, cloud, progress, facts)
+            progress.finish()
+        except _FAILURES as error:
+            progress.finish(failed=True)
+            facts.problem = str(error)
+            _rescue(options, cloud, facts)
+    except KeyboardInterrupt:
+        return _stopped(console, progress)
+    finally:
+        with report.uninterrupted():
+            cloud.stop()
+    facts.wall_seconds = time.monotonic() - started
+    box_titles = {*TITLES.values()}
+    facts.own_seconds = {title: took for title, took in progress.seconds.items() if title not in box_titles}
+    summary, found = summarize(facts), problems(facts)
+    (options.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    report.show(console, summary, found, facts, options.folder)
+    return 1 if found else 0
+
+
+def _life_cycle(options: Options, cloud: LocalCloud, progress: Progress, facts: Facts) -> None:
+    """Fills ``facts`` as they become known."""
+    own_model = environment.BASE_MODEL in os.environ
+    model = options.model
+    if model is None and not own_model:
+        progress.enter("Preparing the base model")
+        model = base_model.ensure(lambda text: progress.show(Shown(text)))
+    progress.enter("Bootstrapping it for the CDK")
+    cloud.bootstrap()
+    cdk = Cdk(options.root, options.folder, cloud.environ())
+    s3, ec2, cloudformation = (cloud.client(name) for name in ("s3", "ec2", "cloudformation"))
+
+    progress.enter("Deploying DataStack")
+    cdk.run("deploy", DATA_STACK, "--require-approval", "never")
+    data_stack = record.outputs(cloudformation, DATA_STACK)
+    bucket = data_stack["TrainingBucket"]
+    progress.enter("Uploading data and base model")
+    _upload(s3, bucket, "data/", _data(options))
+    uri = f"s3://{bucket}/models/{model.resolve().name}/" if model else ""
+    if model:
+        files = {path.name: path for path in sorted(model.iterdir()) if path.is_file()}
+        _upload(s3, bucket, f"models/{model.resolve().name}/", files)
+
+    progress.enter("Deploying TrainingStack")
+    variables = environment.run_variables(os.environ, base_model=uri, own_data=options.data is not None)
+    cdk.run("deploy", TRAINING_STACK, "--require-approval", "never", variables=variables)
+    training_stack = record.outputs(cloudformation, TRAINING_STACK)
+    facts.run_id = training_stack["RunId"]
+    keys = RunKeys(facts.run_id)
+    place = Place(data_stack["OutputsBucket"], keys, training_stack["AutoScalingGroupName"])
+    facts.adapter_uri = f"s3://{place.bucket}/{keys.adapter}"
+    try:
+        follow(s3, ec2, place, progress)
+        facts.instances_before_destroy = wait_until_gone(ec2, progress)
+    finally:
+        facts.record = record.read_run(s3, place.bucket, keys)
+        _keep_logs(s3, place, options.folder)
+    causes = record.scaling_causes(cloud.client("autoscaling"), place.group)
+    facts.ended_by = record.ended_by(causes, facts.record.outcome)
+
+    progress.enter("Destroying TrainingStack")
+    cdk.run("destroy", TRAINING_STACK, "--force", variables=variables)
+    _look(cloud, facts)
+    if facts.record.succeeded:
+        progress.enter("Loading the adapter afresh from S3")
+        scratch = options.folder / "recheck"
+        facts.recheck = recheck(s3, place.bucket, facts.record.run, scratch, cloud.environ())
+        shutil.move(scratch / "adapter", options.folder / "adapter")
+        shutil.rmtree(scratch)
+
+
+def _stopped(console: Console, progress: Progress) -> int:
+    progress.finish(failed=True)
+    console.print("Stopped: ending the local cloud, nothing is left running. `make demo` starts anew.")
+    return 130
+
+
+def _data(options: Options) -> dict[str, Path]:
+    """The files to upload, by name."""
+    if options.data is not None:
+        return environment.data_files(options.data)
+    dataset.write(options.folder / "data")
+    return environment.data_files(options.folder / "data")
+
+
+def _upload(s3: Any, bucket: str, prefix: str, files: dict[str, Path]) -> None:
+    for name, path in files.items():
+        s3.upload_file(str(path), bucket, prefix + name)
+
+
+def _look(cloud: LocalCloud, facts: Facts) -> None:
+    """What is there now."""
+    facts.instances_after = len(record.live_instances(cloud.client("ec2")))
+    facts.stacks_after = record.stacks(cloud.client("cloudformation"))
+
+
+def _keep_logs(s3: Any, place: Place, folder: Path) -> None:
+    """The attempts' logs, which would go with the local cloud."""
+    record.download(s3, place.bucket, f"{place.keys.prefix}attempts/", folder / "attempts")
+
+
+def _rescue(options: Options, cloud: LocalCloud, facts: Facts) -> None:
+    """After a failure: destroy what stands, as a user would, and say what is left."""
+    try:
+        _look(cloud, facts)
+        if TRAINING_STACK in (facts.stacks_after or ()):
+            Cdk(options.root, options.folder, cloud.environ()).run("destroy", TRAINING_STACK, "--force")
+            _look(cloud, facts)
+    except _FAILURES as error:
+        facts.problem = f"{facts.problem}\n\nThe clean-up failed too: {error}"

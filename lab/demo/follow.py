@@ -1,0 +1,78 @@
+"""Follow a run to its end through S3 and the AWS APIs, and wait until its box is gone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lab.demo import record
+from lab.demo.progress import TITLES, Progress, Shown, describe
+from training_image.contract import RunKeys
+
+BOOTING = "The box boots"
+STALLED_SECONDS = 900
+"""Without a new heartbeat or box for so long, the run is given up."""
+LEAVING_SECONDS = 240
+"""From outcome to an empty group: the drain hook's 180 s, and some."""
+_POLL_SECONDS = 1.0
+
+
+class RunStalledError(RuntimeError):
+    """The run makes no progress any more, or its box does not go."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a deployed run is to be found."""
+
+    bucket: str
+    keys: RunKeys
+    group: str
+
+
+def follow(s3: Any, ec2: Any, place: Place, progress: Progress, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Show every phase until ``outcome.json`` exists.
+
+    Raises:
+        RunStalledError: when nothing has changed for ``STALLED_SECONDS``.
+    """
+    progress.enter(BOOTING)
+    seen: tuple[Any, ...] = ()
+    waiting = 0.0
+    while not record.read_json(s3, place.bucket, place.keys.outcome):
+        heartbeat = record.read_json(s3, place.bucket, place.keys.heartbeat)
+        live = record.live_instances(ec2)
+        now = (heartbeat.get("at"), heartbeat.get("step"), tuple(live))
+        waiting = waiting + _POLL_SECONDS if now == seen else 0.0
+        seen = now
+        if waiting > STALLED_SECONDS:
+            raise RunStalledError(
+                f"The run has not changed for {STALLED_SECONDS // 60} minutes (last phase: {heartbeat.get('phase')})."
+            )
+        _show(heartbeat, live, progress)
+        sleep(_POLL_SECONDS)
+    progress.enter(TITLES["ended"])
+
+
+def _show(heartbeat: dict[str, Any], live: list[str], progress: Progress) -> None:
+    title = TITLES.get(heartbeat.get("phase", ""))
+    if title is None or heartbeat.get("state") == "waiting":
+        progress.enter(BOOTING)
+        progress.show(Shown(", ".join(live) or "waiting for an instance"))
+        return
+    progress.enter(title)
+    progress.show(describe(heartbeat))
+
+
+def wait_until_gone(ec2: Any, progress: Progress, sleep: Callable[[float], None] = time.sleep) -> int:
+    """Wait, within ``LEAVING_SECONDS``, until no instance is left; returns how many there still are."""
+    live = record.live_instances(ec2)
+    for _ in range(int(LEAVING_SECONDS / _POLL_SECONDS)):
+        if not live:
+            break
+        progress.show(Shown(", ".join(live)))
+        sleep(_POLL_SECONDS)
+        live = record.live_instances(ec2)
+    return len(live)
