@@ -1,0 +1,145 @@
+"""What the emulator lacks for this lab outside Auto Scaling: ECR, EC2, SSM, IAM and the TLS flag.
+
+Each function closes one gap (listed in docs/local-cloud.md) through hooks that are checked when it is applied.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from lab.local_cloud.hooks import Module
+
+GPU_AMI_ID = "ami-0123456789abcdef0"
+GPU_AMI_PARAMETERS = tuple(
+    f"/aws/service/deeplearning/ami/x86_64/{name}/latest/ami-id"
+    for name in (
+        "base-oss-nvidia-driver-gpu-ubuntu-22.04",
+        "base-oss-nvidia-driver-gpu-ubuntu-24.04",
+        "base-oss-nvidia-driver-gpu-amazon-linux-2023",
+    )
+)
+
+
+def apply() -> None:
+    """Apply every patch of this module.
+
+    Raises:
+        IncompatibleEmulatorError: a hook is missing.
+    """
+    ecr_absent_tag()
+    ssm_gpu_images()
+    ec2_instance_view()
+    iam_repository_of_describe()
+    iam_resource_tags()
+    tls_everywhere()
+
+
+def ecr_absent_tag() -> None:
+    """DescribeImages of an absent tag is ImageNotFoundException; a 200 makes the CDK CLI skip the build."""
+    ecr = Module("ministack.services.ecr")
+    error = Module("ministack.core.responses").get("error_response_json")
+    repositories, find, describe = ecr.get("_repositories"), ecr.get("_find_image"), ecr.get("_describe_images")
+
+    def describe_images(data: dict[str, Any]) -> Any:
+        name = data.get("repositoryName", "")
+        for image in data.get("imageIds") or []:
+            if name in repositories and not find(name, image):
+                wanted = ", ".join(f"{key}:'{value}'" for key, value in image.items())
+                message = f"The image with imageId {{{wanted}}} does not exist within the repository with name '{name}'"
+                return error("ImageNotFoundException", message, 400)
+        return describe(data)
+
+    ecr.replace("_describe_images", describe_images)
+
+
+def ssm_gpu_images() -> None:
+    """The Deep Learning AMI's public parameters."""
+    Module("ministack.services.ssm").get("_PUBLIC_AMI_PARAMETERS").update(dict.fromkeys(GPU_AMI_PARAMETERS, GPU_AMI_ID))
+
+
+def ec2_instance_view() -> None:
+    """DescribeInstances shows the spot lifecycle, DescribeInstanceAttribute the user data."""
+    ec2 = Module("ministack.services.ec2")
+    actions, instances, parameter, xml = (ec2.get(n) for n in ("_ACTION_MAP", "_instances", "_p", "_xml"))
+    instance_xml, describe_attribute = ec2.get("_instance_xml"), actions["DescribeInstanceAttribute"]
+
+    def with_lifecycle(instance: dict[str, Any]) -> str:
+        text: str = instance_xml(instance)
+        lifecycle = instance.get("InstanceLifecycle")
+        return _before_last_item_end(text, f"<instanceLifecycle>{lifecycle}</instanceLifecycle>") if lifecycle else text
+
+    def attribute(p: dict[str, Any]) -> Any:
+        instance = instances.get(parameter(p, "InstanceId"))
+        if not instance or parameter(p, "Attribute") != "userData":
+            return describe_attribute(p)
+        body = f"<instanceId>{instance['InstanceId']}</instanceId>"
+        body += f"<userData><value>{instance.get('UserData', '')}</value></userData>"
+        return xml(200, "DescribeInstanceAttributeResponse", body)
+
+    ec2.replace("_instance_xml", with_lifecycle)
+    actions["DescribeInstanceAttribute"] = attribute
+
+
+def _before_last_item_end(text: str, addition: str) -> str:
+    head, tail = text.rsplit("</item>", 1)
+    return f"{head}{addition}</item>{tail}"
+
+
+def iam_repository_of_describe() -> None:
+    """ecr:DescribeRepositories of one name is authorized on that repository, not on ``*``."""
+    actions = Module("ministack.core.iam_actions")
+    extract, repository_arn = actions.get("extract_resource_arn"), Module("ministack.services.ecr").get("_repo_arn")
+
+    def extract_resource_arn(service: str, method: str, path: str, headers: Any, body: bytes, *rest: Any) -> str:
+        arn: str = extract(service, method, path, headers, body, *rest)
+        if service != "ecr" or arn != "*":
+            return arn
+        try:
+            names = json.loads(body or b"{}").get("repositoryNames") or []
+        except ValueError:
+            return arn
+        return str(repository_arn(names[0])) if len(names) == 1 else arn
+
+    actions.replace("extract_resource_arn", extract_resource_arn)
+
+
+def iam_resource_tags() -> None:
+    """``aws:ResourceTag`` and the services' own spelling, for EC2 instances and Auto Scaling groups."""
+    evaluator = Module("ministack.core.iam_evaluator")
+    enforce = evaluator.get("enforce")
+    ec2_tags = Module("ministack.services.ec2").get("_tags")
+    groups = Module("ministack.services.autoscaling")
+    group_tags, all_groups = groups.get("_tags"), groups.get("_asgs")
+
+    def tags_of(service: str, arn: str) -> list[dict[str, str]]:
+        name = arn.rsplit("/", 1)[-1]
+        if service == "ec2":
+            return list(ec2_tags.get(name, []))
+        if service == "autoscaling":  # a call that names an instance is authorized on the instance's group
+            for group, record in list(all_groups.items()):
+                if group == name or any(i["InstanceId"] == name for i in record["Instances"]):
+                    return list(group_tags.get(group, []))
+        return []
+
+    def enforce_with_tags(
+        key: str, action: str, service: str, region: str, resource_arn: str = "*", service_context: Any = None
+    ) -> Any:
+        context = dict(service_context or {})
+        for tag in tags_of(service, resource_arn):
+            for prefix in ("aws", service):
+                context[f"{prefix}:resourcetag/{tag['Key']}".lower()] = tag["Value"]
+        return enforce(key, action, service, region, resource_arn=resource_arn, service_context=context)
+
+    evaluator.replace("enforce", enforce_with_tags)
+
+
+def tls_everywhere() -> None:
+    """Requests count as TLS (``aws:SecureTransport``), so that TLS-only bucket policies can be deployed on loopback."""
+    app = Module("ministack.app")
+    pin = app.get("pin_request_origin")
+
+    def pin_as_secure(source_ip: str, secure_transport: bool) -> Any:
+        return pin(source_ip, True)
+
+    app.replace("pin_request_origin", pin_as_secure)
