@@ -11,6 +11,7 @@ from typing import Any
 from training_image import checkpoints
 from training_image.contract import Reason, RunKeys, TrainerExit, WorkDir
 from training_image.decisions import Stop
+from training_image.reporter import metric_files
 from training_image.store import Store
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def upload_results(store: Store, keys: RunKeys, work: WorkDir) -> None:
     """
     paths = [path for path in work.adapter.rglob("*") if path.is_file()]
     files = {keys.adapter + path.relative_to(work.adapter).as_posix(): path for path in paths}
-    files |= {keys.metrics + path.name: path for path in work.metrics.glob("*.json*")}
+    files |= {keys.metrics + path.name: path for path in metric_files(work)}
     store.upload(files)
     stored = {item.key: item.size for prefix in (keys.adapter, keys.metrics) for item in store.list(prefix)}
     for key, path in files.items():

@@ -33,6 +33,11 @@ def read_status(work: WorkDir) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
+def metric_files(work: WorkDir) -> list[Path]:
+    """What of the metrics is uploaded; files that are still being written have other suffixes."""
+    return [path for path in work.metrics.glob("*") if path.suffix in (".json", ".jsonl")]
+
+
 class Timeline:
     """Which phase began when. Times are epoch seconds."""
 
@@ -159,7 +164,7 @@ class Reporter:
         """Files are read whole before they are sent: they grow while they are uploaded."""
         attempt = self._keys.attempt(self._attempt)
         files = {attempt + "training.log": self._log_file}
-        files |= {self._keys.metrics + path.name: path for path in self._work.metrics.glob("*.json*")}
+        files |= {self._keys.metrics + path.name: path for path in metric_files(self._work)}
         for key, path in files.items():
             stat = path.stat()
             version = (stat.st_mtime_ns, stat.st_size)

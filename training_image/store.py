@@ -14,6 +14,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 _ABSENT = {"NoSuchKey", "404"}
+_REFUSED = {"AccessDenied", "403"}
 _EXISTS = {"PreconditionFailed", "412"}
 _CONFLICT = {"ConditionalRequestConflict", "409"}
 _CREATE_TRIES = 5
@@ -44,7 +45,11 @@ def error_code(error: ClientError) -> str:
 
 
 class Store:
-    """One bucket. Only "no such key" reads as absent; a refusal (403) or an outage raises botocore's exception."""
+    """One bucket. A refusal or an outage never reads as absent: it raises botocore's exception.
+
+    S3 answers 403 for a key that does not exist if the caller's permission to list is limited to prefixes, so after a
+    403 a listing of that very key decides.
+    """
 
     def __init__(self, client: Any, bucket: str) -> None:
         self._client = client
@@ -59,7 +64,7 @@ class Store:
         try:
             return bytes(self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
         except ClientError as error:
-            if error_code(error) in _ABSENT:
+            if self._is_absent(key, error):
                 return None
             raise
 
@@ -120,7 +125,7 @@ class Store:
                 try:
                     future.result()
                 except ClientError as error:
-                    if error_code(error) in _ABSENT:
+                    if self._is_absent(key, error):
                         raise MissingObject(f"s3://{self.bucket}/{key} does not exist") from error
                     raise
 
@@ -136,3 +141,9 @@ class Store:
             answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": batch, "Quiet": True})
             if answer.get("Errors"):
                 raise PermissionError(f"S3 did not delete {answer['Errors'][0]}")
+
+    def _is_absent(self, key: str, error: ClientError) -> bool:
+        """Whether ``error``, met when reading ``key``, means that it does not exist; raises if that cannot be known."""
+        if error_code(error) in _REFUSED:
+            return all(item.key != key for item in self.list(key))
+        return error_code(error) in _ABSENT

@@ -107,8 +107,13 @@ class Lab:
     def work(self) -> WorkDir:
         return WorkDir(self.folder / "work")
 
-    def boot(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "training_image.supervisor", "--bucket", self.store.bucket]
+    def boot(self, patch: str | None = None) -> subprocess.Popen[bytes]:
+        """Start a supervisor; ``patch`` is Python that changes the module ``supervisor`` first."""
+        program = ["-m", "training_image.supervisor"]
+        if patch is not None:
+            start = "os._exit(supervisor.main(sys.argv[1:]))"
+            program = ["-c", f"import os, sys\nfrom training_image import supervisor\n{patch}\n{start}"]
+        command = [sys.executable, *program, "--bucket", self.store.bucket]
         command += ["--run-id", self.keys.run_id, "--work-dir", str(self.work.root), "--interval", "0.2"]
         environment = {
             "PATH": os.environ["PATH"],
@@ -132,9 +137,9 @@ class Lab:
         print((self.folder / "console.log").read_text())
         return code
 
-    def holding(self, step: int) -> subprocess.Popen[bytes]:
+    def holding(self, step: int, patch: str | None = None) -> subprocess.Popen[bytes]:
         """A box whose trainer is at ``step``, as its heartbeat says."""
-        process = self.boot()
+        process = self.boot(patch)
         wait_for(lambda: (self.heartbeat() or {}).get("step") == step, f"step {step}")
         return process
 

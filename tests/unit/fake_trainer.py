@@ -1,6 +1,7 @@
 """A trainer in miniature: keeps the whole contract of ``WorkDir`` and exit codes, learns nothing.
 
-A checkpoint at every second step. ``hold=N`` waits at step N until it is told to stop.
+A checkpoint at every second step. ``hold=N`` waits at step N until it is told to stop;
+``deaf`` does not listen.
 """
 
 import hashlib
@@ -56,7 +57,9 @@ for step in range(first + 1, total + 1):
     if step % 2 == 0:
         checkpoint(step)
     give_up = time.monotonic() + HOLD_SECONDS
-    while step == int(options.get("hold", 0)) and not (work / "stop").exists() and time.monotonic() < give_up:
+    while step == int(options.get("hold", 0)) and time.monotonic() < give_up:
+        if (work / "stop").exists() and "deaf" not in options:
+            break
         time.sleep(0.02)
     if (work / "stop").exists():
         checkpoint(step)

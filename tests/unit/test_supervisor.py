@@ -89,6 +89,25 @@ def test_sigterm_leaves_a_verified_checkpoint_and_no_outcome(lab):
     assert (lab.heartbeat()["state"], lab.heartbeat()["durable_step"]) == ("waiting", 3)
 
 
+def test_a_trainer_that_does_not_stop_is_killed_and_the_published_checkpoint_stands(lab):
+    lab.start_run("hold=3", "deaf=1")
+    box = lab.holding(3, patch="supervisor.DRAIN_SECONDS = supervisor.UPLOAD_RESERVE_SECONDS + 0.5")
+    wait_for(lambda: lab.heartbeat()["durable_step"] == 2, "the checkpoint of step 2")
+    box.send_signal(signal.SIGTERM)
+    assert lab.ended(box) == SupervisorExit.BOX_LEAVING
+    assert verified_step(lab) == 2
+    assert "is killed" in lab.log()
+
+
+def test_sigterm_while_downloading_leaves_at_once(lab):
+    lab.start_run()
+    box = lab.boot(patch="supervisor.prepare = lambda *_: supervisor.threading.Event().wait()")
+    wait_for(lambda: (lab.heartbeat() or {}).get("phase") == "downloading", "the download")
+    box.send_signal(signal.SIGTERM)
+    assert lab.ended(box) == SupervisorExit.BOX_LEAVING
+    assert lab.outcome() is None
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
