@@ -6,10 +6,13 @@ Each function closes one gap (listed in docs/local-cloud.md) through hooks that 
 from __future__ import annotations
 
 import json
+from urllib.parse import parse_qs
 from typing import Any
 
 from lab.local_cloud.hooks import Module
 
+ACCOUNT = "000000000000"
+SERVICE_LINKED_ROLES = {"spot.amazonaws.com": "AWSServiceRoleForEC2Spot"}
 GPU_AMI_ID = "ami-0123456789abcdef0"
 GPU_AMI_PARAMETERS = tuple(
     f"/aws/service/deeplearning/ami/x86_64/{name}/latest/ami-id"
@@ -30,8 +33,9 @@ def apply() -> None:
     ecr_absent_tag()
     ssm_gpu_images()
     ec2_instance_view()
-    iam_repository_of_describe()
+    iam_resource_of_request()
     iam_resource_tags()
+    iam_service_linked_roles()
     tls_everywhere()
 
 
@@ -86,22 +90,35 @@ def _before_last_item_end(text: str, addition: str) -> str:
     return f"{head}{addition}</item>{tail}"
 
 
-def iam_repository_of_describe() -> None:
-    """ecr:DescribeRepositories of one name is authorized on that repository, not on ``*``."""
+def iam_resource_of_request() -> None:
+    """The resource a request is authorized on, where the emulator says ``*``: one described repository, and the group
+    of the instance that an Auto Scaling call names."""
     actions = Module("ministack.core.iam_actions")
-    extract, repository_arn = actions.get("extract_resource_arn"), Module("ministack.services.ecr").get("_repo_arn")
+    extract, query = actions.get("extract_resource_arn"), actions.get("_query_param")
+    repository_arn = Module("ministack.services.ecr").get("_repo_arn")
+    groups = Module("ministack.services.autoscaling").get("_asgs")
 
-    def extract_resource_arn(service: str, method: str, path: str, headers: Any, body: bytes, *rest: Any) -> str:
-        arn: str = extract(service, method, path, headers, body, *rest)
-        if service != "ecr" or arn != "*":
-            return arn
-        try:
-            names = json.loads(body or b"{}").get("repositoryNames") or []
-        except ValueError:
-            return arn
-        return str(repository_arn(names[0])) if len(names) == 1 else arn
+    def extract_resource_arn(
+        service: str, method: str, path: str, headers: Any, body: bytes, params: Any, region: str, account: str
+    ) -> str:
+        arn: str = extract(service, method, path, headers, body, params, region, account)
+        if arn == "*" and service == "ecr":
+            names = _json(body).get("repositoryNames") or []
+            return str(repository_arn(names[0])) if len(names) == 1 else arn
+        if arn == "*" and service == "autoscaling" and (instance := query(params, "InstanceId")):
+            for group in list(groups.values()):
+                if any(member["InstanceId"] == instance for member in group["Instances"]):
+                    return str(group["AutoScalingGroupARN"])
+        return arn
 
     actions.replace("extract_resource_arn", extract_resource_arn)
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(body or b"{}"))
+    except ValueError:
+        return {}
 
 
 def iam_resource_tags() -> None:
@@ -109,18 +126,11 @@ def iam_resource_tags() -> None:
     evaluator = Module("ministack.core.iam_evaluator")
     enforce = evaluator.get("enforce")
     ec2_tags = Module("ministack.services.ec2").get("_tags")
-    groups = Module("ministack.services.autoscaling")
-    group_tags, all_groups = groups.get("_tags"), groups.get("_asgs")
+    group_tags = Module("ministack.services.autoscaling").get("_tags")
 
     def tags_of(service: str, arn: str) -> list[dict[str, str]]:
-        name = arn.rsplit("/", 1)[-1]
-        if service == "ec2":
-            return list(ec2_tags.get(name, []))
-        if service == "autoscaling":  # a call that names an instance is authorized on the instance's group
-            for group, record in list(all_groups.items()):
-                if group == name or any(i["InstanceId"] == name for i in record["Instances"]):
-                    return list(group_tags.get(group, []))
-        return []
+        store = {"ec2": ec2_tags, "autoscaling": group_tags}.get(service)
+        return list(store.get(arn.rsplit("/", 1)[-1], [])) if store is not None else []
 
     def enforce_with_tags(
         key: str, action: str, service: str, region: str, resource_arn: str = "*", service_context: Any = None
@@ -132,6 +142,41 @@ def iam_resource_tags() -> None:
         return enforce(key, action, service, region, resource_arn=resource_arn, service_context=context)
 
     evaluator.replace("enforce", enforce_with_tags)
+
+
+def iam_service_linked_roles() -> None:
+    """iam:CreateServiceLinkedRole is authorized on the role's ARN with ``iam:AWSServiceName``, as policies name them."""
+    actions, evaluator = Module("ministack.core.iam_actions"), Module("ministack.core.iam_evaluator")
+    extract, enforce = actions.get("extract_resource_arn"), evaluator.get("enforce")
+    path = ":role/aws-service-role/"
+
+    def extract_resource_arn(service: str, method: str, url: str, headers: Any, body: bytes, *rest: Any) -> str:
+        fields = parse_qs((body or b"").decode(errors="replace")) if service == "iam" else {}
+        if fields.get("Action") == ["CreateServiceLinkedRole"]:
+            name = fields["AWSServiceName"][0]
+            return f"arn:aws:iam::{ACCOUNT}{path}{name}/{SERVICE_LINKED_ROLES.get(name, 'AWSServiceRole')}"
+        return str(extract(service, method, url, headers, body, *rest))
+
+    def enforce_with_service(
+        key: str, action: str, service: str, region: str, resource_arn: str = "*", service_context: Any = None
+    ) -> Any:
+        context = dict(service_context or {})
+        if action == "iam:CreateServiceLinkedRole" and path in resource_arn:
+            context["iam:awsservicename"] = resource_arn.split(path)[1].split("/")[0]
+        return enforce(key, action, service, region, resource_arn=resource_arn, service_context=context)
+
+    actions.replace("extract_resource_arn", extract_resource_arn)
+    evaluator.replace("enforce", enforce_with_service)
+    iam = Module("ministack.services.iam")
+    create, error = iam.get("_create_service_linked_role"), iam.get("_error")
+
+    def create_service_linked_role(p: dict[str, Any]) -> Any:
+        status, headers, body = create(p)
+        if b"EntityAlreadyExists" in body:
+            return error(400, "InvalidInput", "Service role name has been taken in this account.", ns="iam")
+        return status, headers, body
+
+    iam.replace("_create_service_linked_role", create_service_linked_role)
 
 
 def tls_everywhere() -> None:
