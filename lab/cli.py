@@ -99,6 +99,7 @@ def env() -> None:
     cloud = _running()
     if cloud is None:
         raise _fail("No local cloud is up. Start one: lab local up", 1)
+    print("unset AWS_PROFILE AWS_DEFAULT_PROFILE AWS_SESSION_TOKEN")
     for name, value in sorted(cloud.environ().items()):
         if name.startswith(_EXPORTED):
             print(f"export {name}={shlex.quote(value)}")

@@ -49,8 +49,16 @@ class Cdk:
                 _end(process)
                 raise
         if code:
-            tail = "\n".join(log.read_text(errors="replace").rstrip().splitlines()[-_TAIL_LINES:])
+            tail = telling_part(log.read_text(errors="replace"))
             raise CdkError(f"`{' '.join(words)}` failed (exit code {code}):\n\n{tail}\n\nAll of its output: {log}")
+
+
+def telling_part(output: str) -> str:
+    """The end of the CLI's output, from where it says what failed: events of a rollback stand before that."""
+    lines = output.rstrip().splitlines()
+    named = [number for number, line in enumerate(lines) if line.startswith(("Failed resources:", "[Error at "))]
+    start = named[0] if named else len(lines) - _TAIL_LINES
+    return "\n".join(lines[max(0, start) :][:_TAIL_LINES])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
+from rich.table import Table
 from rich.text import Text
 
 TITLES = {
@@ -110,8 +111,10 @@ class Progress:
         self._spinner.update(text=Text(self._title) + Text(f"  {took}", "dim"))
         lines: list[RenderableType] = [self._spinner]
         if self._shown.fraction is not None:
-            width = min(48, max(10, self._console.width - 4))
-            lines.append(ProgressBar(total=1.0, completed=self._shown.fraction, width=width))
+            width = min(48, max(10, self._console.width - 6))
+            bar = Table.grid(padding=(0, 2))  # alone, a ProgressBar does not end its line
+            bar.add_row("", ProgressBar(total=1.0, completed=self._shown.fraction, width=width))
+            lines.append(bar)
         if self._shown.text:
             lines.append(Text(f"  {self._shown.text}", "dim"))
         return Group(*lines)

@@ -46,10 +46,9 @@ def show(console: Console, summary: dict[str, Any], found: list[str], facts: Fac
 
 
 def _failure(found: list[str], folder: Path) -> RenderableType:
-    logs = sorted(folder.glob("attempts/*/training.log")) or sorted(folder.glob("cdk-*.log"))
     lines: list[RenderableType] = [Text(problem) for problem in found]
     lines.append(Text())
-    lines += [Text(f"Log: {log}") for log in logs[-1:]]
+    lines += [Text(f"The box's log: {log}") for log in sorted(folder.glob("attempts/*/training.log"))]
     lines.append(Text("Nothing is left running. When the reason is fixed: make demo"))
     return Panel(Group(*lines), title="The demo did not succeed", border_style="red", title_align="left")
 

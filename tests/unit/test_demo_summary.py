@@ -1,0 +1,182 @@
+"""summary.json and the verdict: what is promised to others, and that no failure is called a success."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from rich.console import Console
+
+from lab.demo import record, report
+from lab.demo.recheck import Recheck
+from lab.demo.record import RunRecord
+from lab.demo.summary import Facts, phase_seconds, problems, summarize
+from training_image.contract import RunKeys
+
+PROMISED = """
+run_id outcome ended_by engine base_model train_examples eval_examples steps eval_loss_before eval_loss_after
+exact_match_before exact_match_after attempts resumed_from_step adapter_uri adapter_sha256
+instances_running_before_destroy instances_running_after stacks_after phase_seconds wall_seconds
+"""
+
+
+def good() -> Facts:
+    samples = [{"prompt": "Which call?", "expected": "ec2:A", "answer": "ec2:A"}]
+    return Facts(
+        run_id="run-1a2b3c4d-1",
+        record=RunRecord(
+            run={"settings": {"model": {"base_model": "s3://training/models/Small/"}}},
+            outcome={"reason": "succeeded", "by": "box", "attempts": 1, "resumed_from_step": None, "step": 60}
+            | {"adapter_sha256": "ab12"},
+            eval_before={"loss": 4.8, "exact_match": 0.0, "examples": 96}
+            | {"samples": [{"prompt": "Which call?", "expected": "ec2:A", "answer": "I think [bold]"}]},
+            eval_after={"loss": 1.2001},
+            timelines=({"booted_at": 100.0, "phases": [{"phase": "training", "started_at": 103.0, "seconds": 240.0}]},),
+        ),
+        recheck=Recheck(3336, 96, 1.2, 0.25, samples, "ab12"),
+        adapter_uri="s3://outputs/runs/run-1a2b3c4d-1/adapter/",
+        ended_by="box",
+        instances_before_destroy=0,
+        instances_after=0,
+        stacks_after=["CDKToolkit", "DataStack"],
+        own_seconds={"Deploying DataStack": 7.04},
+        wall_seconds=500.0,
+    )
+
+
+def test_summary_has_exactly_the_promised_keys() -> None:
+    assert set(summarize(good())) == set(PROMISED.split())
+    assert set(summarize(Facts(problem="cdk failed"))) == set(PROMISED.split())
+    json.dumps(summarize(good()))
+
+
+def test_after_comes_from_the_fresh_evaluation_not_from_the_run() -> None:
+    summary = summarize(good())
+    assert (summary["eval_loss_before"], summary["eval_loss_after"]) == (4.8, 1.2)
+    assert (summary["exact_match_after"], summary["adapter_sha256"]) == (0.25, "ab12")
+
+
+def test_all_is_well() -> None:
+    assert problems(good()) == []
+
+
+def changed_outcome(**values: Any) -> dict[str, Any]:
+    facts = good()
+    return {"record": dataclasses.replace(facts.record, outcome=facts.record.outcome | values)}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"problem": "cdk deploy failed"}, "cdk deploy failed"),
+        (changed_outcome(reason="failed", detail="train.jsonl, line 3"), "line 3"),
+        (changed_outcome(adapter_sha256="other"), "sha256"),
+        ({"recheck": None}, "not evaluated again"),
+        ({"recheck": dataclasses.replace(good().recheck, loss=1.5)}, "1.5"),  # type: ignore[type-var]
+        ({"ended_by": "controller"}, "controller"),
+        ({"ended_by": None}, "nobody"),
+        ({"instances_before_destroy": 1}, "before the destroy"),
+        ({"instances_after": 1}, "after the destroy"),
+        ({"stacks_after": ["DataStack", "TrainingStack"]}, "TrainingStack is still there"),
+        ({"stacks_after": []}, "DataStack is gone"),
+    ],
+)
+def test_every_failure_is_named(change: dict[str, Any], said: str) -> None:
+    assert any(said in problem for problem in problems(dataclasses.replace(good(), **change)))
+
+
+def test_phase_seconds_adds_attempts_up() -> None:
+    timelines = tuple(
+        {"booted_at": start, "phases": [{"phase": "training", "started_at": start + 2, "seconds": 5.0}]}
+        for start in (0.0, 100.0)
+    )
+    assert phase_seconds({"Deploying DataStack": 7.04}, timelines) == {
+        "deploying_datastack": 7.0,
+        "booting": 4.0,
+        "training": 10.0,
+    }
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_report_fits_the_terminal_and_shows_both_answers(width: int, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    facts = good()
+    report.show(console, summarize(facts), problems(facts), facts, tmp_path)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(len(line) for line in text.splitlines()) <= width
+    for expected in ("4.80", "1.20", "25%", "I think [bold]", "ec2:A", "g5.xlarge", "make demo DATA="):
+        assert expected.replace(" ", "") in "".join(text.replace("│", "").split())
+
+
+def test_report_of_a_failure_names_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "attempts" / "1" / "training.log"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    console = Console(file=io.StringIO(), width=500)
+    facts = dataclasses.replace(good(), **changed_outcome(reason="failed", detail="[b]odd text"))
+    report.show(console, summarize(facts), problems(facts), facts, tmp_path)
+    assert str(log) in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "[b]odd text" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+REQUEST = (
+    "At T instance i-1 was taken out of service in response to a user request, shrinking the capacity from 1 to 0."
+)
+CAPACITY = (
+    "At T a user request update of AutoScalingGroup constraints to min: 0, max: 1, desired: 0 changing the desired "
+    "capacity from 1 to 0. At T an instance was taken out of service in response to a difference between desired and "
+    "actual capacity, shrinking the capacity from 1 to 0. At T instance i-1 was selected for termination."
+)
+LAUNCH = "At T an instance was started in response to a difference between desired and actual capacity."
+
+
+@pytest.mark.parametrize(
+    ("causes", "by", "expected"),
+    [
+        ([REQUEST, LAUNCH], "box", "box"),
+        ([REQUEST, LAUNCH], None, "controller"),
+        ([CAPACITY, LAUNCH], "box", "controller"),
+        ([CAPACITY.replace("a user request update", "scheduled action deadline"), LAUNCH], "box", "scheduled_action"),
+        ([LAUNCH], "box", None),
+    ],
+)
+def test_who_ended_the_box(causes: list[str], by: str | None, expected: str | None) -> None:
+    assert record.ended_by(causes, {"by": by}) == expected
+
+
+class FakeS3:
+    """One bucket in a dict."""
+
+    def __init__(self, objects: dict[str, Any]) -> None:
+        self._objects = objects
+
+    def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:
+        if Key not in self._objects:
+            raise ClientError({"Error": {"Code": "NoSuchKey"}}, "GetObject")
+        return {"Body": io.BytesIO(json.dumps(self._objects[Key]).encode())}
+
+    def get_paginator(self, _operation: str) -> "FakeS3":
+        return self
+
+    def paginate(self, *, Bucket: str, Prefix: str) -> list[dict[str, Any]]:
+        return [{}, {"Contents": [{"Key": key} for key in self._objects if key.startswith(Prefix)]}]
+
+
+def test_a_run_is_read_from_its_objects() -> None:
+    keys = RunKeys("run-1a2b3c4d-1")
+    s3 = FakeS3(
+        {
+            keys.run: {"run_id": keys.run_id},
+            keys.outcome: {"reason": "succeeded"},
+            f"{keys.attempt(1)}claim.json": {},
+            f"{keys.attempt(2)}claim.json": {},
+            f"{keys.attempt(2)}timeline.json": {"booted_at": 1.0},
+        }
+    )
+    found = record.read_run(s3, "outputs", keys)
+    assert found.succeeded
+    assert found.timelines == ({"booted_at": 1.0},)
+    assert found.eval_before == {}
