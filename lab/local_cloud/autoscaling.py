@@ -102,7 +102,7 @@ class Engine:
                 self._follow(group, member)
             serving = [m for m in group["Instances"] if not m["LifecycleState"].startswith("Terminating")]
             for member in serving[group["DesiredCapacity"] :]:
-                cause = f"At {now_text()} a user request or schedule shrank the desired capacity to {group['DesiredCapacity']}."
+                cause = f"At {now_text()} the desired capacity shrank to {group['DesiredCapacity']}."
                 self.terminate(group, member, cause)
             for _ in range(group["DesiredCapacity"] - len(group["Instances"])):
                 if "Launch" not in group.get("SuspendedProcesses", []):

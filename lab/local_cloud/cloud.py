@@ -1,6 +1,6 @@
 """The client's side of the embedded cloud: start it, reach it, stop it.
 
-State lies in ``<root>/.lab/local/``: ``server.log``, ``server.json`` (pid and port of a live one), ``boxes/``, ``docker/``.
+State lies in ``<root>/.lab/local/``: ``server.log``, ``server.json`` (pid and port), ``boxes/``, ``docker/``.
 Everything listens on 127.0.0.1, on ports chosen free, so that two clones run side by side.
 """
 
@@ -117,7 +117,7 @@ class LocalCloud:
         except OSError:
             lock.close()
             raise LocalCloudError(
-                "A local cloud of this clone is running already: end it with `lab local down`, or wait for it to finish."
+                "A local cloud of this clone is running already: wait for it, or end it with `lab local down`."
             ) from None
         self._lock = lock
 
@@ -173,9 +173,8 @@ class LocalCloud:
     def _answers(self) -> bool:
         """Whether our own process, not another one on the same port, listens and answers."""
         with contextlib.suppress(OSError, psutil.Error):
-            assert self._server is not None
-            listening = [c.laddr for c in self._server.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-            if any(address.port == self._port for address in listening):
+            connections = self._server.net_connections("tcp") if self._server else []
+            if any(c.status == psutil.CONN_LISTEN and c.laddr.port == self._port for c in connections):
                 with urllib.request.urlopen(f"{self.endpoint}/_ministack/health", timeout=5) as response:  # noqa: S310
                     return bool(response.status == 200)
         return False

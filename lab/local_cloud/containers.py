@@ -61,11 +61,11 @@ class Containers:
         return None
 
     def run(self, options: RunOptions, image: str, config: bytes, layer: bytes, arguments: list[str]) -> int:
-        """Run in the foreground and return the exit code, 128 + signal if one ended it. SIGTERM and SIGINT are passed on."""
+        """Run in the foreground, passing SIGTERM and SIGINT on; the exit code, 128 + signal if one ended it."""
         directory = self.root / options.name
         if (directory / "container.json").exists():
             raise EngineError(
-                f'docker: Error response from daemon: Conflict. The container name "/{options.name}" is already in use.',
+                f'docker: Error response from daemon: Conflict. The name "/{options.name}" is already in use.',
                 125,
             )
         rootfs = directory / "rootfs"
@@ -96,8 +96,8 @@ class Containers:
             if child is not None and child.poll() is None:
                 child.send_signal(number)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, pass_on)
+        for proxied in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(proxied, pass_on)
         program = shutil.which(command[0], path=environment["PATH"]) if command else None
         if program is None:
             detail = f'exec: "{command[0]}": executable file not found in $PATH' if command else "no command specified"

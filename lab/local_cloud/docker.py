@@ -16,7 +16,8 @@ from typing import NoReturn
 
 from lab.local_cloud import images, registry
 from lab.local_cloud.containers import DEFAULT_STOP_SECONDS, Containers, RunOptions
-from lab.local_cloud.images import EngineError, Store
+from lab.local_cloud.image_store import Store
+from lab.local_cloud.images import EngineError
 
 STATE_VARIABLE = "LAB_LOCAL_STATE"
 
@@ -119,7 +120,7 @@ class Docker:
 
     def _logins(self) -> list[str]:
         path = self.root / "logins.json"
-        return json.loads(path.read_text()) if path.exists() else []  # type: ignore[no-any-return]
+        return json.loads(path.read_text()) if path.exists() else []
 
     def _registry(self, reference: str) -> tuple[registry.Registry, str, str]:
         host, repository, wanted = registry.split_reference(reference)

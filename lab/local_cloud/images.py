@@ -17,7 +17,8 @@ import tarfile
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+
+from lab.local_cloud.dockerignore import context_files, ignore_pattern
 
 
 class EngineError(RuntimeError):
@@ -71,44 +72,6 @@ class ImageConfig:
 
 def digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-# --- .dockerignore ------------------------------------------------------------------------------------------------
-def ignore_pattern(pattern: str) -> re.Pattern[str]:
-    """One .dockerignore line as a regular expression that matches a path and everything below it."""
-    parts: list[str] = []
-    for token in re.findall(r"\*\*/?|\*|\?|\[[^\]]*\]|.", pattern.strip("/")):
-        if token == "**/":
-            parts.append("(?:.*/)?")
-        elif token.startswith("**"):
-            parts.append(".*")
-        elif token == "*":
-            parts.append("[^/]*")
-        elif token == "?":
-            parts.append("[^/]")
-        else:
-            parts.append(token if token.startswith("[") else re.escape(token))
-    return re.compile("".join(parts) + "(?:/.*)?")
-
-
-def ignored(path: str, lines: list[str]) -> bool:
-    """Whether .dockerignore leaves ``path`` out; the last line that matches decides, ``!`` brings back."""
-    verdict = False
-    for line in (raw.strip() for raw in lines):
-        if not line or line.startswith("#"):
-            continue
-        keep = line.startswith("!")
-        if ignore_pattern(line.lstrip("!").strip()).fullmatch(path):
-            verdict = not keep
-    return verdict
-
-
-def context_files(context: Path) -> list[str]:
-    """Relative paths of the files that Docker would send as build context."""
-    ignore = context / ".dockerignore"
-    lines = ignore.read_text().splitlines() if ignore.exists() else []
-    paths = (path.relative_to(context).as_posix() for path in sorted(context.rglob("*")) if path.is_file())
-    return [path for path in paths if not ignored(path, lines)]
 
 
 # --- Dockerfile ---------------------------------------------------------------------------------------------------
@@ -175,10 +138,10 @@ class _Stage:
         words = shlex.split(substitute(argument, self.variables | self.config.env))
         if words and "=" not in words[0]:
             words = [f"{words[0]}={' '.join(words[1:])}"]
-        self.config.env.update(word.split("=", 1) for word in words)
+        self.config.env.update(_pairs(words))
 
     def do_label(self, argument: str) -> None:
-        self.config.labels.update(word.split("=", 1) for word in shlex.split(substitute(argument, self.variables)))
+        self.config.labels.update(_pairs(shlex.split(substitute(argument, self.variables))))
 
     def do_arg(self, argument: str) -> None:
         name, _, default = argument.partition("=")
@@ -219,6 +182,10 @@ class _Stage:
                 _copy_file(self.context / path, destination / path.removeprefix(f"{base}/" if base else ""))
             for path in single:
                 _copy_file(self.context / path, destination / Path(path).name if into else destination)
+
+
+def _pairs(words: list[str]) -> dict[str, str]:
+    return {key: value for key, _, value in (word.partition("=") for word in words)}
 
 
 def _copy_file(source: Path, target: Path) -> None:
@@ -267,50 +234,3 @@ def pack(root: Path) -> bytes:
             else:
                 archive.addfile(info)
     return gzip.compress(raw.getvalue(), mtime=0)
-
-
-class Store:
-    """Images on disk, by id and by tag: a laptop's, or a box's own."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    @property
-    def _tags(self) -> Path:
-        return self.root / "tags.json"
-
-    def tags(self) -> dict[str, str]:
-        return json.loads(self._tags.read_text()) if self._tags.exists() else {}  # type: ignore[no-any-return]
-
-    def add(self, config: bytes, layer: bytes, tag: str) -> str:
-        image = digest(config)
-        directory = self.root / "images" / image.removeprefix("sha256:")
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "config.json").write_bytes(config)
-        (directory / "layer.tar.gz").write_bytes(layer)
-        self.tag(image, tag)
-        return image
-
-    def tag(self, image: str, tag: str) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
-        temporary = self._tags.with_suffix(".new")
-        temporary.write_text(json.dumps(self.tags() | {tag: image}))
-        temporary.replace(self._tags)
-
-    def find(self, reference: str) -> str | None:
-        """Image id of a tag, of ``repository@digest`` as pulled, or of an id itself."""
-        tags = self.tags()
-        return (
-            tags.get(reference)
-            or tags.get(f"{reference}:latest")
-            or (reference if reference in tags.values() else None)
-        )
-
-    def load(self, image: str) -> tuple[bytes, bytes]:
-        directory = self.root / "images" / image.removeprefix("sha256:")
-        return (directory / "config.json").read_bytes(), (directory / "layer.tar.gz").read_bytes()
-
-    def inspect(self, image: str) -> dict[str, Any]:
-        config, _ = self.load(image)
-        names = [tag for tag, value in self.tags().items() if value == image]
-        return {"Id": image, "RepoTags": names, "Config": json.loads(config)["config"]}

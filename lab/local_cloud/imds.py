@@ -34,14 +34,15 @@ class Tokens:
 
 def respond(method: str, path: str, headers: Mapping[str, str], tokens: Tokens, lookup: Lookup) -> tuple[int, str]:
     """Status and body of one request, as EC2 answers it."""
+    given = {name.lower(): value for name, value in headers.items()}
     if method == "PUT" and path == "/latest/api/token":
-        ttl = headers.get(TTL_HEADER, "")
+        ttl = given.get(TTL_HEADER.lower(), "")
         if not ttl.isdigit() or not 1 <= int(ttl) <= MAX_TTL:
             return 400, "Bad Request"
         return 200, tokens.issue(int(ttl))
     if method != "GET":
         return 405, "Method Not Allowed"
-    if not tokens.valid(headers.get(TOKEN_HEADER)):
+    if not tokens.valid(given.get(TOKEN_HEADER.lower())):
         return 401, "Unauthorized"
     text = lookup(path.removeprefix("/latest/").rstrip("/")) if path.startswith("/latest/") else None
     return (404, "Not Found") if text is None else (200, text)
@@ -57,7 +58,7 @@ class Metadata:
             protocol_version = "HTTP/1.1"
 
             def _answer(self) -> None:
-                status, text = respond(self.command, self.path, self.headers, tokens, lookup)
+                status, text = respond(self.command, self.path, dict(self.headers), tokens, lookup)
                 body = text.encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "text/plain")

@@ -6,8 +6,8 @@ Each function closes one gap (listed in docs/local-cloud.md) through hooks that 
 from __future__ import annotations
 
 import json
-from urllib.parse import parse_qs
 from typing import Any
+from urllib.parse import parse_qs
 
 from lab.local_cloud.hooks import Module
 
@@ -145,7 +145,7 @@ def iam_resource_tags() -> None:
 
 
 def iam_service_linked_roles() -> None:
-    """iam:CreateServiceLinkedRole is authorized on the role's ARN with ``iam:AWSServiceName``, as policies name them."""
+    """iam:CreateServiceLinkedRole is authorized on the role's ARN, with ``iam:AWSServiceName`` as condition key."""
     actions, evaluator = Module("ministack.core.iam_actions"), Module("ministack.core.iam_evaluator")
     extract, enforce = actions.get("extract_resource_arn"), evaluator.get("enforce")
     path = ":role/aws-service-role/"

@@ -99,7 +99,8 @@ class Runner:
         with (directory / "var/log/init.log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "lab.local_cloud.init", str(directory)],
-                cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
             )  # fmt: skip
         box = Box(instance, directory, scope, metadata, process, facts)
         box.set_state("running")
@@ -107,7 +108,7 @@ class Runner:
             self._boxes[instance["InstanceId"]] = box
 
     def _programs(self) -> Path:
-        """What the machine image would have in /usr/local/bin: ``aws`` and ``python3``, without the user's own settings."""
+        """What the machine image would have: ``aws`` (without the operator's own settings) and ``python3``."""
         directory = self.state / "bin"
         venv = Path(sys.executable).parent
         targets = {"python3": venv / "python3", "aws": venv.parent / "aws-cli" / "bin" / "aws"}

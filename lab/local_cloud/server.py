@@ -9,8 +9,9 @@ import os
 import sys
 from pathlib import Path
 
-from lab.local_cloud import autoscaling_api, patches
+from lab.local_cloud import patches
 from lab.local_cloud.autoscaling import Engine
+from lab.local_cloud.autoscaling_api import install
 from lab.local_cloud.hooks import IncompatibleEmulatorError, Module
 from lab.local_cloud.runner import Runner
 
@@ -22,7 +23,7 @@ def main() -> int:
         patches.apply()
         runner = Runner(state, endpoint)
         engine = Engine(runner)
-        autoscaling_api.install(engine)
+        install(engine)
         serve = Module("ministack.app").get("main")
     except IncompatibleEmulatorError as error:
         print(f"INCOMPATIBLE: {error}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -9,6 +10,8 @@ import signal
 import subprocess
 import threading
 import time
+
+import psutil
 
 from lab.local_cloud import processes
 from lab.local_cloud.units import Service, UnitError, command
@@ -52,16 +55,15 @@ class Running:
             UnitError: the program does not exist.
         """
         self.state = "activating" if self.unit.type == "oneshot" else "active"
-        tolerant, process = self._spawn(self.unit.exec_start[0])
-        self._main = process
-        threading.Thread(target=self._watch, args=(tolerant,), name=self.unit.name).start()
+        tolerant, self._main = self._spawn(self.unit.exec_start[0])
+        threading.Thread(target=self._watch, args=(tolerant, self._main), name=self.unit.name).start()
 
-    def _watch(self, tolerant: bool) -> None:
-        assert self._main is not None
+    def _watch(self, tolerant: bool, main: subprocess.Popen[bytes]) -> None:
         for line in [None, *self.unit.exec_start[1:]]:
             if line is not None:
-                tolerant, self._main = self._spawn(line)
-            self._status = self._main.wait()
+                tolerant, main = self._spawn(line)
+                self._main = main
+            self._status = main.wait()
             if self._status and not tolerant:
                 break
         self._conclude(tolerant)
@@ -100,26 +102,27 @@ class Running:
 
     def _end_group(self, number: signal.Signals) -> None:
         for process in processes.marked(MARKER, self._id):
-            process.send_signal(number)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
     def stop(self) -> None:
-        """ExecStop, then SIGTERM to the whole group, then SIGKILL when TimeoutStopSec is over; returns after ExecStopPost."""
-        if not self.active:
+        """ExecStop, SIGTERM to the whole group, SIGKILL when TimeoutStopSec is over; returns after ExecStopPost."""
+        main = self._main
+        if main is None or not self.active:
             return
         if self.state == "deactivating" or self._stopping.is_set():
             self.finished.wait()
             return
         self._stopping.set()
-        assert self._main is not None
         for line in self.unit.exec_stop:
-            if self._main.poll() is None:
-                self._run_bounded(line, {"MAINPID": str(self._main.pid)})
-        if self._main.poll() is None and self.result != "timeout":
+            if main.poll() is None:
+                self._run_bounded(line, {"MAINPID": str(main.pid)})
+        if main.poll() is None and self.result != "timeout":
             self._end_group(signal.SIGTERM)
             deadline = time.monotonic() + self.unit.stop_seconds
-            while self._main.poll() is None and time.monotonic() < deadline:
+            while main.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.05)
-        if self._main.poll() is None:
+        if main.poll() is None:
             self.result = "timeout"
-            self._main.kill()
+            main.kill()
         self.finished.wait()

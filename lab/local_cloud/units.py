@@ -124,7 +124,7 @@ def seconds(text: str) -> float:
 
 
 def command(line: str, environment: dict[str, str]) -> tuple[bool, list[str]]:
-    """Whether a failure is ignored (``-``), and the words: ``${X}`` within a word, ``$X`` split into words, as systemd."""
+    """Whether a failure is ignored (``-``), and the words; ``${X}`` is replaced within a word, ``$X`` is split."""
     tolerant = line.startswith("-")
     line = line.removeprefix("-")
     if line[:1] in {"@", "+", "!", ":"}:

@@ -58,7 +58,8 @@ class Lab:
         (context / "training_image/__init__.py").write_text("WHERE = 'the copy'\n")
         (context / "training_image/app.py").write_text(APP)
         (context / "Dockerfile").write_text(
-            "FROM python:3.11-slim\nRUN pip install boto3\nWORKDIR /app\nCOPY training_image training_image\nENV BASE=image\n"
+            "FROM python:3.11-slim\nRUN pip install boto3\nWORKDIR /app\n"
+            "COPY training_image training_image\nENV BASE=image\n"
             'ENTRYPOINT ["python", "-m", "training_image.app"]\n'
         )
         host = uri.split("/")[0]
