@@ -99,8 +99,18 @@ def _turn(tokenizer: Any, conversation: Conversation) -> _Rendered:
     text = _apply(tokenizer, conversation, add_generation_prompt=False)
     if not text.startswith(prompt):
         raise DataError("The model's chat template renders an answer differently from its prompt, so it has no mask.")
-    # Templates close a turn with the end token and a line break; the break belongs to the next turn.
-    return _Rendered(text, ((len(prompt), len(text.rstrip())),))
+    return _Rendered(text, ((len(prompt), _end_of_answer(tokenizer, text, conversation[-1]["content"].strip())),))
+
+
+def _end_of_answer(tokenizer: Any, text: str, answer: str) -> int:
+    """Where the end token after ``answer`` ends; what templates write behind it (a line break, an end of text) is not
+    the model's to say. Without an end token the answer's own end."""
+    after = text.rfind(answer) + len(answer)
+    # Not `all_special_tokens`: that leaves out Gemma's <end_of_turn>.
+    tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    found = [(text.find(token, after), len(token)) for token in tokens]
+    start, length = min((item for item in found if item[0] >= 0), default=(after, 0))
+    return start + length
 
 
 def _apply(tokenizer: Any, conversation: Conversation, *, add_generation_prompt: bool) -> str:

@@ -72,12 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not is_out_of_memory(error):
             raise
         _log.exception("Out of memory.")
-        return _fail(
-            work,
-            TrainerExit.OUT_OF_MEMORY,
-            f"Out of memory: {str(error).strip().splitlines()[0] if str(error).strip() else 'no more could be had'} "
-            "Lower LLM_TRAINING__PER_DEVICE_TRAIN_BATCH_SIZE or LLM_TRAINING__MAX_LENGTH, or take a larger instance.",
+        sentence = (
+            "The run is out of memory. Lower LLM_TRAINING__PER_DEVICE_TRAIN_BATCH_SIZE or LLM_TRAINING__MAX_LENGTH, "
+            "or take a larger instance type. The log has the details."
         )
+        return _fail(work, TrainerExit.OUT_OF_MEMORY, sentence)
     return TrainerExit.DONE
 
 

@@ -1,0 +1,257 @@
+"""The real trainer on a base model of a few kilobytes: whole runs, stopped runs, and runs that cannot start."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+import tiny_model
+import torch
+
+from training_image import evaluation, train
+from training_image.callbacks import RunCallback, save_is_due
+from training_image.contract import COMPLETE_MARKER, TrainerExit, WorkDir
+from training_image.data import load
+from training_image.model import dtype_for, load_for_evaluation, supervised_nll
+from training_image.settings import RunSettings
+
+STEPS = 8
+SETTINGS = {
+    "model": {"base_model": "s3://bucket/model/"},
+    "data": {"eval_fraction": 0.2},
+    "lora": {"r": 4, "lora_dropout": 0.2},
+    "training": {
+        "use_cpu": True,
+        "max_steps": STEPS,
+        "learning_rate": 0.01,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_length": 128,
+    },
+    "evaluation": {"max_new_tokens": 4, "samples": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model.save_model(folder)
+    return folder
+
+
+def prepare(root, base, settings=SETTINGS):
+    """A work directory as the supervisor leaves it: 20 examples, so that 8 steps of 4 pass two epochs."""
+    work = WorkDir(root)
+    work.data.mkdir(parents=True)
+    lines = [json.dumps({"prompt": f"Say {n}", "completion": "abcdefgh"[: n % 7 + 1]}) + "\n" for n in range(20)]
+    (work.data / "train.jsonl").write_text("".join(lines))
+    work.model.symlink_to(base)
+    work.run.write_text(json.dumps({"run_id": "demo-main-1", "run_name": "demo", "settings": settings}))
+    return work
+
+
+def run(work):
+    return train.main(["--work-dir", str(work.root)])
+
+
+def steps(work):
+    return [json.loads(line) for line in (work.metrics / "steps.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, base):
+    """One whole run that nobody interrupts."""
+    work = prepare(tmp_path_factory.mktemp("whole"), base)
+    assert run(work) == TrainerExit.DONE
+    return work
+
+
+def stop_at(step, work, monkeypatch):
+    original = RunCallback.on_step_begin
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == step - 1:
+            work.stop.touch()
+        original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(RunCallback, "on_step_begin", on_step_begin)
+
+
+def test_a_whole_run_leaves_adapter_metrics_and_marker(finished):
+    final = json.loads(finished.final.read_text())
+    adapter = (finished.adapter / "adapter_model.safetensors").read_bytes()
+    assert final["adapter_sha256"] == hashlib.sha256(adapter).hexdigest()
+    assert (final["step"], final["total_steps"]) == (STEPS, STEPS)
+    assert (final["train_examples"], final["eval_examples"]) == (16, 4)
+    assert final["eval_after"]["loss"] < final["eval_before"]["loss"]
+    assert final["eval_after"] == json.loads((finished.metrics / "eval_after.json").read_text())
+    assert len(final["eval_after"]["samples"]) == 2
+    assert [line["step"] for line in steps(finished)] == list(range(1, STEPS + 1))
+    assert all(line["tokens_per_second"] > 0 for line in steps(finished))
+    assert json.loads(finished.status.read_text())["phase"] == "evaluating_after"
+    assert (finished.checkpoints / f"checkpoint-{STEPS}" / COMPLETE_MARKER).exists()
+
+
+def test_the_adapter_names_no_path_of_the_box(finished):
+    config = json.loads((finished.adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "s3://bucket/model/"
+    card = (finished.adapter / "README.md").read_text()
+    assert "demo-main-1" in card
+    assert str(finished.root) not in card
+
+
+def test_the_adapter_loaded_afresh_gives_the_same_evaluation(finished):
+    settings = RunSettings.load(SETTINGS)
+    model, tokenizer = load_for_evaluation(finished.model, finished.adapter, settings)
+    held_out = load(finished.data, settings.data).held_out
+    again = evaluation.evaluate(model, tokenizer, held_out, settings)
+    assert again.as_json() == json.loads((finished.metrics / "eval_after.json").read_text())
+
+
+@pytest.mark.parametrize("step", [3, 4, STEPS])  # within an epoch, at its end, at the end of training
+def test_a_stopped_run_resumes_to_the_same_adapter_bit_for_bit(step, tmp_path, base, finished, monkeypatch):
+    work = prepare(tmp_path, base)
+    with monkeypatch.context() as patched:
+        stop_at(step, work, patched)
+        assert run(work) == TrainerExit.STOPPED
+    checkpoint = work.checkpoints / f"checkpoint-{step}"
+    assert (checkpoint / COMPLETE_MARKER).exists()
+    assert not work.final.exists()
+    before = (work.metrics / "eval_before.json").read_bytes()
+    work.stop.unlink()
+    shutil.move(checkpoint, work.resume)
+    with (work.metrics / "steps.jsonl").open("a") as file:
+        file.write('{"step": 99}\n')  # logged by the lost box beyond its checkpoint
+
+    assert run(work) == TrainerExit.DONE
+    final, whole = (json.loads(item.final.read_text()) for item in (work, finished))
+    assert final["adapter_sha256"] == whole["adapter_sha256"]
+    assert [(line["step"], line["loss"]) for line in steps(work)] == [
+        (line["step"], line["loss"]) for line in steps(finished)
+    ]
+    assert (work.metrics / "eval_before.json").read_bytes() == before
+
+
+def test_a_stop_during_the_first_evaluation_ends_it(tmp_path, base):
+    work = prepare(tmp_path, base)
+    work.stop.touch()
+    assert run(work) == TrainerExit.STOPPED
+    assert not work.checkpoints.exists()
+
+
+def test_bad_input_is_a_sentence(tmp_path, base):
+    work = prepare(tmp_path / "data", base)
+    (work.data / "train.jsonl").write_text('{"prompt": "a"}\n')
+    assert run(work) == TrainerExit.BAD_INPUT
+    assert "train.jsonl, line 1" in work.error.read_text()
+
+    work = prepare(tmp_path / "model", tmp_path)
+    assert run(work) == TrainerExit.BAD_INPUT
+    assert "s3://bucket/model/ holds no config.json" in work.error.read_text()
+
+    work = prepare(tmp_path / "setting", base, {**SETTINGS, "training": {"lr": 1}})
+    assert run(work) == TrainerExit.BAD_INPUT
+    assert "LLM_TRAINING__LR" in work.error.read_text()
+
+    work = prepare(tmp_path / "target", base, {**SETTINGS, "lora": {"target_modules": ["nothing"]}})
+    assert run(work) == TrainerExit.BAD_INPUT
+    assert "LLM_LORA__TARGET_MODULES" in work.error.read_text()
+
+
+def test_a_base_model_that_is_not_on_the_hub_is_a_sentence(tmp_path, base, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no network in a unit test
+    work = prepare(tmp_path, base, {**SETTINGS, "model": {"base_model": "nobody/no-such-model"}})
+    assert run(work) == TrainerExit.BAD_INPUT
+    assert "Base model nobody/no-such-model could not be loaded" in work.error.read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_missing_gpu_ends_the_run(tmp_path, base):
+    work = prepare(tmp_path, base, {**SETTINGS, "training": {**SETTINGS["training"], "use_cpu": False}})
+    assert run(work) == TrainerExit.BAD_INPUT
+    assert "LLM_TRAINING__USE_CPU=true" in work.error.read_text()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried"),
+        RuntimeError("[enforce] can't allocate memory"),
+    ],
+)
+def test_out_of_memory_has_its_own_exit_code(error, tmp_path, base, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(train, "supervised_nll", fail)
+    work = prepare(tmp_path, base)
+    assert run(work) == TrainerExit.OUT_OF_MEMORY
+    assert "LLM_TRAINING__PER_DEVICE_TRAIN_BATCH_SIZE" in work.error.read_text()
+
+
+def test_any_other_error_is_a_crash(tmp_path, base, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(train, "supervised_nll", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(prepare(tmp_path, base))
+
+
+def test_the_loss_at_supervised_positions_is_the_models_own(base):
+    model, _ = load_for_evaluation(base, None, RunSettings.load(SETTINGS))
+    torch.manual_seed(1)
+    input_ids = torch.randint(0, 200, (3, 12))
+    labels = torch.where(torch.rand(3, 12) < 0.4, input_ids, -100)
+    labels[1, 7:] = -100
+    labels[:, 0] = -100
+    with torch.no_grad():
+        expected = model(input_ids=input_ids, labels=labels).loss
+        actual = supervised_nll(model, input_ids, labels) / (labels != -100).sum()
+    torch.testing.assert_close(actual, expected)
+
+
+def test_the_batch_size_does_not_change_an_evaluation(base):
+    conversations = [
+        [{"role": "user", "content": "x" * n}, {"role": "assistant", "content": "y" * (n % 3 + 1)}] for n in range(1, 8)
+    ]
+    results = []
+    for size in (1, 7):
+        values = {**SETTINGS, "training": {**SETTINGS["training"], "per_device_eval_batch_size": size}}
+        settings = RunSettings.load(values)
+        model, tokenizer = load_for_evaluation(base, None, settings)
+        results.append(evaluation.evaluate(model, tokenizer, conversations, settings))
+    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-5)
+    assert results[0].samples == results[1].samples
+
+
+def test_an_exact_match_is_the_stripped_answer(base, monkeypatch):
+    answers = ["yes", "yes.", "no"]
+    monkeypatch.setattr(evaluation, "generate_answers", lambda *args: answers)
+    conversations = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": " yes\n"}]] * 3
+    settings = RunSettings.load(SETTINGS)
+    model, tokenizer = load_for_evaluation(base, None, settings)
+    assert evaluation.evaluate(model, tokenizer, conversations, settings).exact_match == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("since_save", "step", "save", "due"),
+    [
+        (20, 1, None, False),  # before the first save: at half a minute
+        (29.5, 1, None, True),
+        (40, 1, 1.0, False),  # one second's save may come every 50 s
+        (49.5, 1, 1.0, True),
+        (29.5, 1, 0.01, True),  # never more often than every 30 s
+        (280, 10, 60.0, False),  # never less often than every 300 s, whatever a save takes
+        (295, 10, 60.0, True),
+    ],
+)
+def test_checkpoint_cadence(since_save, step, save, due):
+    assert save_is_due(since_save, step, save) is due
+
+
+def test_weights_on_a_cpu_are_float32_unless_told():
+    cpu = torch.device("cpu")
+    assert dtype_for("auto", cpu) is torch.float32
+    assert dtype_for("bfloat16", cpu) is torch.bfloat16
