@@ -117,7 +117,7 @@ def _life_cycle(options: Options, cloud: LocalCloud, progress: Progress, facts: 
     finally:
         facts.record = record.read_run(s3, place.bucket, keys)
         _keep_logs(s3, place, options.folder)
-    causes = record.scaling_causes(cloud.client("autoscaling"), place.group)
+    causes = record.termination_causes(cloud.client("autoscaling"), place.group)
     facts.ended_by = record.ended_by(causes, facts.record.outcome)
 
     progress.enter("Destroying TrainingStack")

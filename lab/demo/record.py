@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from botocore.exceptions import ClientError
 from training_image.contract import RunKeys
 
 LIVE_STATES = ("pending", "running", "shutting-down", "stopping", "stopped")
+_USER_REQUEST = re.compile("in response to a user request|at the request of a user", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -103,22 +105,25 @@ def outputs(cloudformation: Any, stack: str) -> dict[str, str]:
     return {item["OutputKey"]: item["OutputValue"] for item in found.get("Outputs", [])}
 
 
-def scaling_causes(autoscaling: Any, group: str) -> list[str]:
-    """Why the group's activities happened, newest first, in Auto Scaling's words."""
+def termination_causes(autoscaling: Any, group: str) -> list[str]:
+    """Why Auto Scaling took each box out of the group, newest first, in its own words."""
     pages = autoscaling.get_paginator("describe_scaling_activities").paginate(AutoScalingGroupName=group)
-    return [activity.get("Cause", "") for page in pages for activity in page["Activities"]]
+    activities = (activity for page in pages for activity in page["Activities"])
+    return [item.get("Cause", "") for item in activities if item.get("Description", "").startswith("Terminating")]
 
 
-def ended_by(causes: Iterable[str], outcome: dict[str, Any]) -> str | None:
-    """Who ended the last box: ``box`` if it took itself out of the group after the box wrote the outcome, else what
-    Auto Scaling says; None while no activity ended one."""
-    ending = next((cause for cause in causes if "terminat" in cause or "taken out of service" in cause), None)
-    if ending is None:
+def ended_by(causes: Sequence[str], outcome: dict[str, Any]) -> str | None:
+    """Who ended the last box: ``box`` if it took itself out of the group, having written the outcome; None if nobody
+    did. ``group`` stands for a change of the group's capacity by somebody else."""
+    if not causes:
         return None
-    if "scheduled action" in ending:
+    newest = causes[0]
+    if "scheduled action" in newest:
         return "scheduled_action"
-    if "health check" in ending:
+    if "health check" in newest:
         return "health_check"
-    # SetDesiredCapacity and UpdateAutoScalingGroup leave "a difference between desired and actual capacity".
-    itself = "in response to a user request" in ending and "difference between" not in ending
-    return "box" if itself and outcome.get("by") == "box" else "controller"
+    by = outcome.get("by")
+    # TerminateInstanceInAutoScalingGroup is a user's request for this instance; a new capacity leaves a "difference
+    # between desired and actual capacity" that any instance may be chosen for.
+    itself = _USER_REQUEST.search(newest) and "difference between" not in newest
+    return "box" if itself and by == "box" else "controller" if by == "controller" else "group"

@@ -130,17 +130,18 @@ CAPACITY = (
     "capacity from 1 to 0. At T an instance was taken out of service in response to a difference between desired and "
     "actual capacity, shrinking the capacity from 1 to 0. At T instance i-1 was selected for termination."
 )
-LAUNCH = "At T an instance was started in response to a difference between desired and actual capacity."
 
 
 @pytest.mark.parametrize(
     ("causes", "by", "expected"),
     [
-        ([REQUEST, LAUNCH], "box", "box"),
-        ([REQUEST, LAUNCH], None, "controller"),
-        ([CAPACITY, LAUNCH], "box", "controller"),
-        ([CAPACITY.replace("a user request update", "scheduled action deadline"), LAUNCH], "box", "scheduled_action"),
-        ([LAUNCH], "box", None),
+        ([REQUEST], "box", "box"),
+        ([REQUEST], None, "group"),
+        ([CAPACITY], "box", "group"),
+        ([CAPACITY], "controller", "controller"),
+        ([CAPACITY.replace("a user request update", "scheduled action deadline")], "box", "scheduled_action"),
+        (["At T an instance was taken out of service in response to an EC2 health check."], "box", "health_check"),
+        ([], "box", None),
     ],
 )
 def test_who_ended_the_box(causes: list[str], by: str | None, expected: str | None) -> None:
