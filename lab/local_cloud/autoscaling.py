@@ -82,7 +82,14 @@ class Engine:
     def sizes(group: dict[str, Any]) -> rules.Sizes:
         return rules.Sizes(group["MinSize"], group["MaxSize"], group["DesiredCapacity"])
 
-    def resize(self, group: dict[str, Any], sizes: rules.Sizes) -> None:
+    def resize(self, group: dict[str, Any], sizes: rules.Sizes, by: str = "user request") -> None:
+        """New limits and capacity, in effect at once; ``by`` goes into the causes of what follows."""
+        if sizes.desired != group["DesiredCapacity"]:
+            group["_cause"] = (
+                f"At {now_text()} a {by} update of AutoScalingGroup constraints to min: {sizes.minimum}, max: "
+                f"{sizes.maximum}, desired: {sizes.desired} changing the desired capacity from "
+                f"{group['DesiredCapacity']} to {sizes.desired}. "
+            )
         group.update(MinSize=sizes.minimum, MaxSize=sizes.maximum, DesiredCapacity=sizes.desired)
         self.reconcile(group)
 
@@ -102,8 +109,8 @@ class Engine:
                 self._follow(group, member)
             serving = [m for m in group["Instances"] if not m["LifecycleState"].startswith("Terminating")]
             for member in serving[group["DesiredCapacity"] :]:
-                cause = f"At {now_text()} the desired capacity shrank to {group['DesiredCapacity']}."
-                self.terminate(group, member, cause)
+                why = f"{group.get('_cause', '')}At {now_text()} {_SHRUNK}"
+                self.terminate(group, member, why)
             for _ in range(group["DesiredCapacity"] - len(group["Instances"])):
                 if "Launch" not in group.get("SuspendedProcesses", []):
                     self._launch(group)
@@ -225,7 +232,8 @@ class Engine:
                 self.record(name, f"Executing scheduled action. Status Reason: {error}", cause, "Failed")
                 continue
             self.record(name, f"Setting min {sizes.minimum}, max {sizes.maximum}, desired {sizes.desired}", cause)
-            self.resize(group, sizes)
+            self.resize(group, sizes, by="scheduled action")
 
 
 _LAUNCH_CAUSE = "An instance was started in response to a difference between desired and actual capacity."
+_SHRUNK = "an instance was taken out of service in response to a difference between desired and actual capacity."

@@ -9,7 +9,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from lab.local_cloud import scaling_rules as rules
-from lab.local_cloud.autoscaling import Engine
+from lab.local_cloud.autoscaling import Engine, now_text
 from lab.local_cloud.hooks import Module
 
 Params = dict[str, Any]
@@ -174,16 +174,17 @@ class _Api:
 
     def terminate(self, p: Params) -> Any:
         group, member = self._found(p)
-        cause = "At the request of a user an instance was taken out of service."
+        instance_id = member["InstanceId"]
+        cause = f"At {now_text()} instance {instance_id} was taken out of service in response to a user request"
         terminating = member["LifecycleState"].startswith("Terminating")
         if self.p(p, "ShouldDecrementDesiredCapacity") == "true":
             sizes = rules.decrement(self.engine.sizes(group))
             group["DesiredCapacity"] = sizes.desired
-            cause += " The desired capacity shrank with it."
+            cause += f", shrinking the capacity from {sizes.desired + 1} to {sizes.desired}"
         if terminating:
-            activity = self.engine.record(group["AutoScalingGroupName"], "Already terminating", cause)
+            activity = self.engine.record(group["AutoScalingGroupName"], "Already terminating", f"{cause}.")
         else:
-            activity = self.engine.terminate(group, member, cause)
+            activity = self.engine.terminate(group, member, f"{cause}.")
         inner = f"<Activity>{self.member_xml(activity)}</Activity>"
         return self._result("TerminateInstanceInAutoScalingGroup", inner)
 
@@ -214,8 +215,7 @@ class _Api:
         numbers = [self._number(p, key) for key in ("MinSize", "MaxSize", "DesiredCapacity")]
         if all(number is None for number in numbers):
             raise rules.ValidationError("At least one of MinSize, MaxSize and DesiredCapacity must be given.")
-        if any(number is not None for number in numbers):
-            rules.update(self.engine.sizes(group), *numbers)
+        rules.update(self.engine.sizes(group), *numbers)
         return self._put_action({**p, "StartTime": moment.strftime("%Y-%m-%dT%H:%M:%S+00:00")})
 
     def _named_processes(self, p: Params) -> set[str]:

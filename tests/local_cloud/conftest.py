@@ -145,6 +145,11 @@ class Lab:
     def members(self, name: str) -> list[dict[str, Any]]:
         return list(self.describe(name)["Instances"])
 
+    def last_cause(self, name: str) -> str:
+        """Of the newest termination."""
+        activities = self.asg.describe_scaling_activities(AutoScalingGroupName=name)["Activities"]
+        return str(next(a["Cause"] for a in activities if a["Description"].startswith("Terminating")))
+
     def state(self, instance_id: str) -> str:
         found = self.ec2.describe_instances(InstanceIds=[instance_id])["Reservations"]
         return str(found[0]["Instances"][0]["State"]["Name"])

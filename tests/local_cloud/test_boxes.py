@@ -112,6 +112,7 @@ def test_the_box_may_take_its_group_down_with_it(lab: Lab) -> None:
     box = lab.up(name)
     wait_for("the hook holds it", lambda: lab.members(name)[0]["LifecycleState"] == "Terminating:Wait")
     assert lab.describe(name)["DesiredCapacity"] == 0
+    assert "in response to a user request, shrinking the capacity from 1 to 0." in lab.last_cause(name)
     lab.asg.complete_lifecycle_action(
         AutoScalingGroupName=name, LifecycleHookName="drain", InstanceId=box, LifecycleActionResult="CONTINUE"
     )
@@ -148,6 +149,7 @@ def test_a_scheduled_action_ends_the_group(lab: Lab) -> None:
     put(**ending, DesiredCapacity=0, StartTime=soon + timedelta(hours=1))
     put(**ending, DesiredCapacity=0, StartTime=soon)  # the same name overwrites
     wait_for("terminated", lambda: lab.state(box) == "terminated")
+    assert "scheduled action" in lab.last_cause(name)
     assert lab.asg.describe_scheduled_actions(AutoScalingGroupName=name)["ScheduledUpdateGroupActions"] == []
     with pytest.raises(botocore.exceptions.ClientError, match="New SetDesiredCapacity value 1 is above max value 0"):
         lab.asg.set_desired_capacity(AutoScalingGroupName=name, DesiredCapacity=1)
