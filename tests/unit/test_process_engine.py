@@ -155,3 +155,20 @@ def test_refusals(tmp_path: Path, arguments: list[str], code: int, message: str)
     result = docker(tmp_path, *arguments)
     assert result.returncode == code
     assert re.search(message.replace("[[gpu]]", r"\[\[gpu\]\]"), result.stderr)
+
+
+def test_a_sigterm_to_the_client_reaches_the_container(tmp_path: Path) -> None:
+    program = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(20)); print('up', flush=True)\n"
+    state = built(tmp_path, program + "while True: time.sleep(0.1)")
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", STATE_VARIABLE: str(state)}
+    running = subprocess.Popen(
+        [str(SHIMS / "docker"), "run", "--rm", "--name", "x", "it"], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert running.stdout is not None
+    with running, running.stdout as out:
+        try:
+            assert out.readline() == "up\n"
+            running.terminate()
+            assert running.wait(10) == 20
+        finally:
+            docker(state, "rm", "-f", "x")
