@@ -192,6 +192,7 @@ class Supervisor:
 
     # --- after ----------------------------------------------------------------------------------------------------
     def _conclude(self, gone: Gone, stop: Stop | None, reporter: Reporter) -> int:
+        last_lines = self._tee.tail(LAST_LINES)  # the trainer's, before ours follow
         stop = self._last_look(stop)
         if stop is not None and stop.cause is Cause.FENCED:
             log.info("Leaving without a word: %s", stop.detail)
@@ -216,7 +217,7 @@ class Supervisor:
             ending.upload_results(self._store, self._keys, self._work)
             facts = ending.final_facts(final)
         else:
-            detail = self._detail(gone, stop)
+            detail = self._detail(gone, stop, last_lines)
             facts = {"step": read_status(self._work).get("step") or self._durable_step()}
         log.info("Attempt %d is over: %s", self._attempt, detail)
         reporter.flush()
@@ -225,10 +226,9 @@ class Supervisor:
         reporter.close(State.WAITING if judged.reason is None else State.ENDED)
         return judged.exit_code
 
-    def _detail(self, gone: Gone, stop: Stop | None) -> str:
+    def _detail(self, gone: Gone, stop: Stop | None, last_lines: list[str]) -> str:
         if stop is not None and gone.exit_code not in (TrainerExit.BAD_INPUT, TrainerExit.OUT_OF_MEMORY):
             return ending.stop_sentence(stop, self._durable_step())
-        last_lines = self._tee.tail(LAST_LINES)
         return ending.gone_sentence(gone, self._work, self._attempt, self._run.max_attempts, last_lines)
 
     def _end(

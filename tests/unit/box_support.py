@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+
+import psutil
 
 from training_image.contract import RunKeys, WorkDir, settings_digest
 from training_image.store import Store
@@ -161,7 +162,9 @@ class Lab:
         return [json.loads(line)["step"] for line in lines]
 
     def close(self) -> None:
+        """End what a failed test left behind, trainers included."""
         for process in self.processes:
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
+                for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    victim.kill()
                 process.wait()
