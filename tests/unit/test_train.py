@@ -118,6 +118,7 @@ def test_a_stopped_run_resumes_to_the_same_adapter_bit_for_bit(step, tmp_path, b
     assert (checkpoint / COMPLETE_MARKER).exists()
     assert not work.final.exists()
     before = (work.metrics / "eval_before.json").read_bytes()
+    first_attempt = steps(work)
     work.stop.unlink()
     shutil.move(checkpoint, work.resume)
     with (work.metrics / "steps.jsonl").open("a") as file:
@@ -130,6 +131,8 @@ def test_a_stopped_run_resumes_to_the_same_adapter_bit_for_bit(step, tmp_path, b
         (line["step"], line["loss"]) for line in steps(finished)
     ]
     assert (work.metrics / "eval_before.json").read_bytes() == before
+    # Training anew from step 0 would give the same adapter too: the first attempt's own lines must have stayed.
+    assert steps(work)[:step] == first_attempt
 
 
 def test_a_stop_during_the_first_evaluation_ends_it(tmp_path, base):
