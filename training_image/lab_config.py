@@ -54,7 +54,7 @@ class LabConfig(BaseModel):
     """Tag or ``sha256:...`` digest in DataStack's repository; None: build the image from ``training_image/``."""
     training_command: tuple[str, ...] = ()
     """Runs instead of the trainer, in the same image and with the same work directory."""
-    max_runtime_hours: float = Field(12, gt=0.1, le=336)
+    max_runtime_hours: float = Field(12, ge=0.1, le=336)
     """One absolute deadline per run, counted from its start, relaunches and waiting included."""
     max_attempts: int = Field(5, ge=1, le=50)
     """Boxes that one run may use up."""

@@ -67,7 +67,7 @@ class Compute(Construct):
         self._allow_ending_itself()
         self._allow_session_manager()
         repository.grant_pull(self.role)
-        tags = {contract.LAB_TAG: lab, contract.STACK_TAG: stack_suffix}
+        tags = {"Name": scope.node.path, contract.LAB_TAG: lab, contract.STACK_TAG: stack_suffix}
         template = self._launch_template(security_group, outputs_bucket, volume_size, volume_throughput, ami_id, tags)
         cdk.Tags.of(self).add(contract.STACK_TAG, stack_suffix)
         self.group = autoscaling.AutoScalingGroup(
@@ -110,7 +110,7 @@ class Compute(Construct):
         volume_size: int,
         volume_throughput: int,
         ami_id: str | None,
-        interface_tags: dict[str, str],
+        tags: dict[str, str],
     ) -> ec2.LaunchTemplate:
         stack = cdk.Stack.of(self)
         script = render_user_data(outputs_bucket=outputs_bucket, stack_suffix=self._suffix, region=stack.region)
@@ -137,12 +137,15 @@ class Compute(Construct):
                 )
             ],
         )
-        # CDK tags the instance and its volumes; the network interface wants the same tags.
+        # CDK would tag the instance and its volumes only; the network interface wants the same tags.
         resource = template.node.default_child
         assert isinstance(resource, ec2.CfnLaunchTemplate)  # noqa: S101 an L2's own child
-        tags = [{"Key": key, "Value": value} for key, value in interface_tags.items()]
         resource.add_property_override(
-            "LaunchTemplateData.TagSpecifications.2", {"ResourceType": "network-interface", "Tags": tags}
+            "LaunchTemplateData.TagSpecifications",
+            [
+                {"ResourceType": kind, "Tags": [{"Key": key, "Value": value} for key, value in tags.items()]}
+                for kind in ("instance", "volume", "network-interface")
+            ],
         )
         return template
 
@@ -162,10 +165,8 @@ class Compute(Construct):
         )
         self._allow("WritesOwnRuns", ["s3:PutObject"], [arn(outputs_bucket, path) for path in own])
         self._allow("PrunesOwnCheckpoints", ["s3:DeleteObject"], [arn(outputs_bucket, own[1])])
-        # Without it a missing key answers 403, which must never be read as "absent".
-        self._allow(
-            "ListsOwnRuns", ["s3:ListBucket"], [arn(outputs_bucket)], {"StringLike": {"s3:prefix": [*own, "stacks/*"]}}
-        )
+        # A missing key answers 403 to this role; the list tells it from a refusal.
+        self._allow("ListsOwnRuns", ["s3:ListBucket"], [arn(outputs_bucket)], {"StringLike": {"s3:prefix": own}})
 
     def _allow_ending_itself(self) -> None:
         group = cdk.Stack.of(self).format_arn(

@@ -102,8 +102,8 @@ class TrainingRun(Construct):
         )
         statements = [
             ("Runs", ["s3:GetObject", "s3:PutObject"], [f"{bucket}/{runs}", f"{bucket}/{pointer}"], None),
-            # Without it a missing key answers 403, which must never be read as "absent".
-            ("ListsRuns", ["s3:ListBucket"], [bucket], {"StringLike": {"s3:prefix": [runs, "stacks/*"]}}),
+            # A missing key answers 403 to this role; the list tells it from a refusal.
+            ("ListsRuns", ["s3:ListBucket"], [bucket], {"StringLike": {"s3:prefix": [runs, pointer]}}),
             (
                 "Scales",
                 [

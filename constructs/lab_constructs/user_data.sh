@@ -1,7 +1,7 @@
 #!/bin/bash
 # The box's first boot, run once by cloud-init as root. It holds no settings, only where to look: the stack's pointer names
 # the run, and run.json has everything else. Whatever goes wrong here uploads the log and ends the spending.
-# At synth @NAME@ is replaced. Paths take the prefix ${DESTDIR:-}, which is empty on EC2.
+# At synth the names between at signs are replaced. Paths take the prefix ${DESTDIR:-}, which is empty on EC2.
 set -Eeuo pipefail
 
 BUCKET='@OUTPUTS_BUCKET@'

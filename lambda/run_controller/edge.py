@@ -194,10 +194,19 @@ class Controller:
         return True
 
     def _read(self, key: str) -> dict[str, Any] | None:
-        """The object's JSON, or ``None`` if it does not exist. A refusal is an error, never "absent"."""
+        """The object's JSON, or ``None`` if it does not exist.
+
+        A missing key answers 403 where listing is limited by prefix, as it is for this role; so a refusal counts as
+        "absent" only if the list, which the role may read, does not have the key.
+        """
         try:
             body = self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read()
-        except self._s3.exceptions.NoSuchKey:
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in ("NoSuchKey", "AccessDenied"):
+                raise
+            listed = self._s3.list_objects_v2(Bucket=self._bucket, Prefix=key).get("Contents", [])
+            if any(item["Key"] == key for item in listed):
+                raise
             return None
         found: dict[str, Any] = json.loads(body)
         return found

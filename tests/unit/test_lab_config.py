@@ -1,0 +1,100 @@
+"""lab.yaml, the shell and -c: who wins, and what a typo says."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training_image.catalog import INSTANCES, instance_problem
+from training_image.lab_config import LabConfig, load
+
+
+@pytest.fixture
+def environ(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("LLM_"):
+            monkeypatch.delenv(name)
+    before = dict(os.environ)
+    yield os.environ
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def loaded(tmp_path, environ, text="", **context):
+    file = tmp_path / "lab.yaml"
+    file.write_text(text)
+    return load(file, context, environ)
+
+
+def test_every_source_wins_over_the_one_before(tmp_path, environ, monkeypatch):
+    text = "LLM_TRAINING__SEED: 1\nLLM_TRAINING__MAX_STEPS: 1\nLLM_LORA__R: 1\nvolume_size: 300\n"
+    monkeypatch.setenv("LLM_TRAINING__SEED", "2")
+    monkeypatch.setenv("LLM_TRAINING__MAX_STEPS", "2")
+    result = loaded(tmp_path, environ, text, **{"LLM_TRAINING__MAX_STEPS": "3", "volume_size": "400"})
+    assert (result.settings.training.max_steps, result.settings.training.seed, result.settings.lora.r) == (3, 2, 1)
+    assert result.config.volume_size == 400
+    assert not result.lab_problems
+    assert not result.run_problems
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("instnce_type: g5.xlarge", "Unknown setting instnce_type. Did you mean instance_type?"),
+        ("instance_type: g5.xlrage", "Nearest: g5.xlarge"),
+        ("instance_type: m5.large", "is not a GPU instance type"),
+        ("instance_type: p3.2xlarge", "Use g4dn (fp16) or g5 instead"),
+        ("max_runtime_hours: soon", "max_runtime_hours is 'soon'"),
+        ("just a sentence", "must hold 'key: value' lines"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_infrastructure_key_is_named_and_left_out(tmp_path, environ, text, sentence):
+    result = loaded(tmp_path, environ, text)
+    assert len(result.lab_problems) == 1
+    assert sentence in result.lab_problems[0]
+    assert result.config == LabConfig(), "what is wrong must not reach the template that a destroy synthesises"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("LLM_TRAINING__LEARNING_RAT", "1", "Did you mean LLM_TRAINING__LEARNING_RATE?"),
+        ("LLM_TRIANING__SEED", "1", "Did you mean LLM_TRAINING__SEED?"),
+        ("LLM_LORA__R", "many", "LLM_LORA__R is 'many'"),
+    ],
+)
+def test_a_wrong_run_setting_is_named_as_typed(tmp_path, environ, monkeypatch, name, value, sentence):
+    monkeypatch.setenv(name, value)
+    result = loaded(tmp_path, environ)
+    assert any(sentence in problem for problem in result.run_problems)
+    assert not result.lab_problems
+    assert result.settings.model_dump(mode="json")["lora"]["r"] == 16, "defaults stand in, so that destroy works"
+
+
+def test_contexts_own_keys_are_not_settings(tmp_path, environ):
+    assert not loaded(tmp_path, environ, **{"@aws-cdk/core:x": True, "aws:cdk:y": 1}).lab_problems
+
+
+def test_lists_can_be_typed_with_minus_c(tmp_path, environ):
+    config = loaded(tmp_path, environ, instance_types="g6.xlarge,g5.xlarge").config
+    assert config.acceptable_types == ("g5.xlarge", "g6.xlarge")
+
+
+@given(st.text(max_size=30))
+def test_any_unknown_type_gets_a_sentence_with_a_usable_type(name):
+    problem = instance_problem(name)
+    if name not in INSTANCES:
+        assert problem is not None
+        assert any(known in problem for known in INSTANCES)
+
+
+def test_the_example_file_is_valid_and_says_the_defaults(tmp_path, environ):
+    from pathlib import Path
+
+    text = (Path(__file__).parents[2] / "lab.example.yaml").read_text()
+    result = loaded(tmp_path, environ, text)
+    assert not result.lab_problems
+    assert not result.run_problems
+    assert result.config == LabConfig()

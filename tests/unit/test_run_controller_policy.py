@@ -1,0 +1,79 @@
+"""What the run controller does, without AWS: examples, then properties over sequences of requests."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policy import Action, Current, Request, decide
+
+SPEC = {"create_instance": True, "stack_name": "TrainingStack", "settings": {"lr": 1}}
+OTHER = {**SPEC, "settings": {"lr": 2}}
+OFF = {**SPEC, "create_instance": False}
+
+
+def request(kind="Update", spec=SPEC, old=None, rolling_back=False, request_id="new"):
+    return Request(kind, request_id, spec, old, rolling_back)
+
+
+def run(spec=SPEC, ended=False, request_id="old"):
+    return Current("run-1a-1", request_id, spec, ended)
+
+
+def test_create_starts_a_run():
+    assert decide(request("Create"), None).action is Action.START
+
+
+def test_create_without_an_instance_starts_nothing():
+    assert decide(request("Create", spec=OFF), None).action is Action.NOTHING
+
+
+def test_a_second_delivery_finishes_what_the_first_began_and_never_revives_an_ended_run():
+    assert decide(request("Create", request_id="x"), run(request_id="x")).action is Action.START
+    assert decide(request("Create", request_id="x"), run(request_id="x", ended=True)).action is Action.NOTHING
+
+
+def test_changed_settings_are_refused_while_active_in_one_sentence_with_the_way_out():
+    decision = decide(request(spec=OTHER, old=SPEC), run())
+    assert decision.action is Action.REFUSE
+    assert "run-1a-1 is active" in decision.sentence
+    assert "cdk destroy TrainingStack" in decision.sentence
+
+
+def test_changed_settings_after_the_end_start_the_next_run():
+    assert decide(request(spec=OTHER, old=SPEC), run(ended=True)).action is Action.START
+
+
+def test_back_to_the_frozen_settings_is_no_change():
+    assert decide(request(spec=SPEC, old=OTHER), run(spec=SPEC)).action is Action.NOTHING
+
+
+def test_switching_the_instance_off_stops_an_active_run_and_on_again_starts_one():
+    assert decide(request(spec=OFF, old=SPEC), run()).action is Action.STOP
+    assert decide(request(spec=SPEC, old=OFF), run(ended=True)).action is Action.START
+
+
+def test_a_rollback_ends_what_the_failed_update_started_and_nothing_else():
+    started = run(spec=OTHER)
+    assert decide(request(spec=SPEC, old=OTHER, rolling_back=True), started).action is Action.STOP
+    untouched = run(spec=SPEC)
+    assert decide(request(spec=SPEC, old=OTHER, rolling_back=True), untouched).action is Action.NOTHING
+
+
+specs = st.sampled_from([SPEC, OTHER, OFF])
+currents = st.none() | st.builds(run, spec=specs, ended=st.booleans(), request_id=st.sampled_from(["old", "new"]))
+
+
+@given(specs, st.none() | specs, currents)
+def test_a_rollback_is_never_refused_and_never_starts_anything(spec, old, current):
+    assert decide(request(spec=spec, old=old, rolling_back=True), current).action in (Action.NOTHING, Action.STOP)
+
+
+@given(specs, currents)
+def test_a_delete_always_stops(spec, current):
+    assert decide(request("Delete", spec=spec), current).action is Action.STOP
+
+
+@given(specs, st.none() | specs, currents, st.sampled_from(["Create", "Update"]))
+def test_no_request_starts_a_second_run_beside_an_active_one(spec, old, current, kind):
+    decision = decide(request(kind, spec=spec, old=old), current)
+    if decision.action is Action.START and current is not None and not current.ended:
+        assert current.request_id == "new", "only the request that began this run may go on with it"
