@@ -2,7 +2,6 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-
 from policy import Action, Current, Request, decide
 
 SPEC = {"create_instance": True, "stack_name": "TrainingStack", "settings": {"lr": 1}}

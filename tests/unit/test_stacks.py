@@ -10,8 +10,8 @@ from pathlib import Path
 import aws_cdk as cdk
 import pytest
 from aws_cdk.assertions import Match, Template
-from lab_constructs import compute
 
+from lab_constructs import compute
 from stacks.data_stack import DataStack
 from stacks.training_stack import TrainingStack
 from training_image.lab_config import LabConfig
