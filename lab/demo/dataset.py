@@ -19,7 +19,8 @@ from typing import Any
 from botocore.loaders import Loader
 
 SEED = 42
-HELD_OUT = 96
+INSTRUCTION = "Name the AWS API call."
+HELD_OUT = 64
 SERVICES = (
     *("athena", "autoscaling", "cloudformation", "cloudwatch", "cognito-idp", "dynamodb", "ec2", "ecr", "ecs", "eks"),
     *("elbv2", "events", "firehose", "glue", "iam", "kinesis", "kms", "lambda", "logs", "rds", "redshift", "route53"),
@@ -46,11 +47,14 @@ class Operation:
     """First sentence of the documentation."""
 
     @property
-    def example(self) -> dict[str, str]:
-        """The pair in prompt-completion form."""
+    def example(self) -> dict[str, list[dict[str, str]]]:
+        """The pair as a chat. Our own short system line replaces the longer one that the model's template would add."""
         return {
-            "prompt": f"Which AWS {self.title} API call does this? {self.sentence}",
-            "completion": f"{self.service}:{self.name}",
+            "messages": [
+                {"role": "system", "content": INSTRUCTION},
+                {"role": "user", "content": f"{self.title}: {self.sentence}"},
+                {"role": "assistant", "content": f"{self.service}:{self.name}"},
+            ]
         }
 
 

@@ -12,26 +12,34 @@ from lab.demo.dataset import Operation
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[str, str]]]:
     folder = tmp_path_factory.mktemp("data")
     dataset.write(folder)
-    return {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in folder.iterdir()}
+    return {path.stem: [pair(json.loads(line)) for line in path.read_text().splitlines()] for path in folder.iterdir()}
 
 
-def test_the_questions_are_thousands_and_real(written: dict[str, list[dict[str, str]]]) -> None:
+def pair(example: dict[str, list[dict[str, str]]]) -> tuple[str, str]:
+    """(question, answer); the system line is the same everywhere."""
+    system, user, assistant = example["messages"]
+    assert [system["role"], user["role"], assistant["role"]] == ["system", "user", "assistant"]
+    assert system["content"] == dataset.INSTRUCTION
+    return user["content"], assistant["content"]
+
+
+def test_the_questions_are_thousands_and_real(written: dict[str, list[tuple[str, str]]]) -> None:
     assert len(written["train"]) > 2000
     assert len(written["eval"]) >= 64
-    answers = {example["completion"] for example in written["train"] + written["eval"]}
+    answers = {answer for _, answer in written["train"] + written["eval"]}
     assert {"ec2:TerminateInstances", "s3:PutObject", "autoscaling:SetDesiredCapacity"} <= answers
-    assert not [example for example in written["train"] if "<" in example["prompt"] and ">" in example["prompt"]]
+    assert not [question for question, _ in written["train"] if "<" in question and ">" in question]
 
 
-def test_held_out_shares_no_operation_and_no_text_with_training(written: dict[str, list[dict[str, str]]]) -> None:
+def test_held_out_shares_no_operation_and_no_text_with_training(written: dict[str, list[tuple[str, str]]]) -> None:
     def names(part: str) -> set[str]:
-        return {example["completion"].split(":")[1] for example in written[part]}
+        return {answer.split(":")[1] for _, answer in written[part]}
 
     def texts(part: str) -> set[str]:
-        return {example["prompt"].split("? ", 1)[1].casefold() for example in written[part]}
+        return {question.split(": ", 1)[1].casefold() for question, _ in written[part]}
 
     assert not names("train") & names("eval")
     assert not texts("train") & texts("eval")
