@@ -34,12 +34,6 @@ say "installing pinned packages"
 pip install --no-deps -r requirements-dev.txt
 pip install --no-deps --editable .
 
-# The box's own `aws` command: the real AWS CLI, in its own environment because it pins another botocore than the emulator.
-if [ ! -x .venv/aws-cli/bin/aws ]; then
-  say "installing the AWS CLI for the local cloud's boxes"
-  "$PYTHON" -m venv .venv/aws-cli
-  .venv/aws-cli/bin/python -m pip --disable-pip-version-check --quiet install "awscli==1.46.3"
-fi
 wait "$npm_pid" || { cat "$npm_log" >&2; die "npm could not install the CDK CLI named in package.json."; }
 rm -f "$npm_log"
 touch .venv/.ready

@@ -19,14 +19,15 @@ OWN_DATA_MAX_LENGTH = "512"
 
 DEMO_SETTINGS = {
     variable("training", "use_cpu"): "true",
-    MAX_STEPS: "60",
-    variable("training", "per_device_train_batch_size"): "16",
+    MAX_STEPS: "40",
+    variable("training", "per_device_train_batch_size"): "8",
     variable("training", "gradient_accumulation_steps"): "1",
-    variable("training", "per_device_eval_batch_size"): "16",
+    variable("training", "per_device_eval_batch_size"): "32",
     variable("training", "learning_rate"): "1e-3",
     variable("training", "max_length"): "128",
+    variable("training", "warmup_steps"): "0.1",
     variable("lora", "lora_dropout"): "0",
-    variable("evaluation", "max_new_tokens"): "24",
+    variable("evaluation", "max_new_tokens"): "20",
 }
 """About four minutes of training on two CPU cores. Only defaults: the shell's own ``LLM_*`` variables win."""
 

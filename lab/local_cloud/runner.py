@@ -111,7 +111,7 @@ class Runner:
         """What the machine image would have: ``aws`` (without the operator's own settings) and ``python3``."""
         directory = self.state / "bin"
         venv = Path(sys.executable).parent
-        targets = {"python3": venv / "python3", "aws": venv.parent / "aws-cli" / "bin" / "aws"}
+        targets = {"python3": venv / "python3", "aws": venv / "aws"}
         if not directory.exists():
             directory.mkdir()
             for name, target in targets.items():
