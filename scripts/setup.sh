@@ -13,7 +13,9 @@ node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' ||
   die "Node $(node --version) is too old for the CDK CLI. Install Node 20 or newer (https://nodejs.org), then run this again."
 
 torch=$(sed -n 's/^torch==//p' training_image/requirements.txt)
-pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
+pip_install() { # no bytecode: it takes longer than all the rest, and Python makes what it needs at the first import
+  .venv/bin/python -m pip --disable-pip-version-check --quiet install --no-compile --no-deps "$@"
+}
 
 [ -x .venv/bin/python ] || { say "creating .venv"; "$PYTHON" -m venv .venv; }
 npm_log=$(mktemp)
@@ -23,16 +25,16 @@ npm_log=$(mktemp)
 if ! .venv/bin/python -c "import importlib.metadata as m, sys; sys.exit(m.version('torch').split('+')[0] != '$torch')" 2>/dev/null; then
   say "installing torch $torch (CPU build)"
   if [ "$(uname -s)" = Darwin ]; then
-    pip install --no-deps "torch==$torch"
+    pip_install "torch==$torch"
   else
-    pip install --no-deps "torch==$torch+cpu" 2>/dev/null ||
-      pip install --no-deps "torch==$torch+cpu" --index-url https://download.pytorch.org/whl/cpu ||
+    pip_install "torch==$torch+cpu" 2>/dev/null ||
+      pip_install "torch==$torch+cpu" --index-url https://download.pytorch.org/whl/cpu ||
       die "could not get the CPU build of torch $torch. Is the network up? Nothing else was changed; run this again."
   fi
 fi
 say "installing pinned packages"
-pip install --no-deps -r requirements-dev.txt
-pip install --no-deps --editable .
+pip_install -r requirements-dev.txt
+pip_install --editable .
 
 wait "$npm_pid" || { cat "$npm_log" >&2; die "npm could not install the CDK CLI named in package.json."; }
 rm -f "$npm_log"

@@ -84,7 +84,8 @@ def load_base(base: str | Path, settings: RunSettings) -> tuple[Any, Any]:
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device), tokenizer
+    model.to(device)
+    return model, tokenizer
 
 
 def add_lora(model: Any, settings: RunSettings) -> Any:
