@@ -36,6 +36,11 @@ class TrainingStack(cdk.Stack):
             ),
             **kwargs,
         )
+        # Printed at every synth, because the CLI's own error, an unknown repository, does not say what to do.
+        cdk.Annotations.of(self).add_info(
+            f"Needs the buckets and the repository of DataStack (lab {config.lab!r}); if they are missing, deploy it "
+            "first: cdk deploy DataStack"
+        )
         suffix = self._suffix()
         run_prefix = f"{config.run}-{suffix}"
         training_bucket, outputs_bucket = (

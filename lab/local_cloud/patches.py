@@ -36,6 +36,7 @@ def apply() -> None:
     iam_resource_of_request()
     iam_resource_tags()
     iam_service_linked_roles()
+    ecr_denial_names_the_repository()
     tls_everywhere()
 
 
@@ -168,7 +169,8 @@ def iam_service_linked_roles() -> None:
     actions.replace("extract_resource_arn", extract_resource_arn)
     evaluator.replace("enforce", enforce_with_service)
     iam = Module("ministack.services.iam")
-    create, error = iam.get("_create_service_linked_role"), iam.get("_error")
+    handlers, error = iam.get("_IAM_HANDLERS"), iam.get("_error")
+    create = handlers["CreateServiceLinkedRole"]
 
     def create_service_linked_role(p: dict[str, Any]) -> Any:
         status, headers, body = create(p)
@@ -176,7 +178,21 @@ def iam_service_linked_roles() -> None:
             return error(400, "InvalidInput", "Service role name has been taken in this account.", ns="iam")
         return status, headers, body
 
-    iam.replace("_create_service_linked_role", create_service_linked_role)
+    handlers["CreateServiceLinkedRole"] = create_service_linked_role
+
+
+def ecr_denial_names_the_repository() -> None:
+    """A refused ECR call names its resource, as on AWS: the name says which stack is missing."""
+    actions = Module("ministack.core.iam_actions")
+    respond, sentence = actions.get("access_denied_response"), actions.get("identity_denial_message")
+
+    def denial(service: str, action: str, principal: str, *rest: Any, **named: Any) -> Any:
+        arn = named.get("resource_arn", "*")
+        if service == "ecr" and arn != "*" and not named.get("message") and not named.get("error_code"):
+            named["message"] = sentence(action, principal, arn, named.get("explicit_deny", False))
+        return respond(service, action, principal, *rest, **named)
+
+    actions.replace("access_denied_response", denial)
 
 
 def tls_everywhere() -> None:

@@ -35,7 +35,8 @@ def test_training_stack_without_data_stack_says_so_and_creates_nothing(stage: St
     before = stage.stacks()
     result = stage.cdk("deploy", "TrainingStack", "--require-approval", "never", "-c", "lab=elsewhere", **SHORT)
     assert result.returncode != 0
-    assert "datastack" in result.stdout.lower()
+    assert "deploy it first: cdk deploy DataStack" in result.stdout
+    assert "repository/llm-tuning-lab/elsewhere/datastack-training" in result.stdout, "the error itself names it too"
     assert stage.stacks() == before
     assert not stage.instances()
 
