@@ -70,7 +70,7 @@ def load_base(base: str | Path, settings: RunSettings) -> tuple[Any, Any]:
     name, revision = settings.model.base_model, settings.model.revision
     try:
         tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=dtype)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # a full disk is not a wrong setting
@@ -84,8 +84,7 @@ def load_base(base: str | Path, settings: RunSettings) -> tuple[Any, Any]:
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.to(device)
-    return model, tokenizer
+    return model.to(device), tokenizer
 
 
 def add_lora(model: Any, settings: RunSettings) -> Any:
