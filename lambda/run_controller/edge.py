@@ -40,7 +40,7 @@ def serve(event: dict[str, Any], remaining_ms: Callable[[], int]) -> dict[str, s
         old_spec=json.loads(old) if old else None,
         rolling_back=event["RequestType"] != "Delete" and _rolling_back(event["StackId"]),
     )
-    current = controller.current()
+    current = controller.current(request.request_id)
     decision = decide(request, current)
     print(f"{request.kind}: {decision.action}, because {decision.sentence}")
     if decision.action is Action.REFUSE:
@@ -69,15 +69,18 @@ class Controller:
         self._s3 = boto3.client("s3")
         self._autoscaling = boto3.client("autoscaling")
 
-    def current(self) -> Current | None:
-        """The run that the pointer names. A run whose time is over counts as ended even if no box could say so."""
+    def current(self, request_id: str) -> Current | None:
+        """The run that the pointer names. A run that lost its group's capacity counts as ended even if no box could say
+        so; but not the run that this very request has begun to start and has not given its capacity yet."""
         pointer = self._read(self._pointer)
         if pointer is None:
             return None
         run = self._read(contract.RunKeys(pointer["run_id"]).run)
         if run is None:
             return None
-        ended = self._read(contract.RunKeys(run["run_id"]).outcome) is not None or self._closed(run)
+        ended = self._read(contract.RunKeys(run["run_id"]).outcome) is not None
+        if not ended and run["request_id"] != request_id:
+            ended = self._closed(run)
         return Current(run["run_id"], run["request_id"], run["spec"], ended)
 
     def start(self, request_id: str) -> str:

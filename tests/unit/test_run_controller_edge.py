@@ -1,0 +1,218 @@
+"""The run controller's edge, with S3 and Auto Scaling in memory: what is written, in what order, what is repeated."""
+
+import io
+import json
+from datetime import UTC, datetime, timedelta
+
+import edge
+import index
+import pytest
+from botocore.exceptions import ClientError
+
+from training_image import contract
+
+SPEC = {
+    "lab": "default",
+    "stack_name": "TrainingStack",
+    "stack_suffix": "1a2b3c4d",
+    "run_name": "run",
+    "region": "us-west-2",
+    "group": "group-1",
+    "create_instance": True,
+    "use_spot": True,
+    "instance_types": ["g5.xlarge"],
+    "gpus": 1,
+    "max_runtime_hours": 2,
+    "max_attempts": 5,
+    "auto_shutdown": True,
+    "training_command": None,
+    "image": "1.dkr.ecr.us-west-2.amazonaws.com/lab/images:v1",
+    "training_bucket": "in",
+    "outputs_bucket": "out",
+    "data_uri": "s3://in/data/",
+    "settings": {"training": {"seed": 1}},
+}
+
+
+def refused(code: str) -> ClientError:
+    return ClientError({"Error": {"Code": code, "Message": code}}, "call")
+
+
+class FakeS3:
+    def __init__(self):
+        self.objects: dict[str, bytes] = {}
+
+    def get_object(self, Bucket, Key):
+        if Key not in self.objects:
+            raise refused("AccessDenied")  # what S3 answers where listing is limited by prefix
+        return {"Body": io.BytesIO(self.objects[Key])}
+
+    def list_objects_v2(self, Bucket, Prefix):
+        return {"Contents": [{"Key": key} for key in self.objects if key.startswith(Prefix)]}
+
+    def put_object(self, Bucket, Key, Body, IfNoneMatch=None):
+        if IfNoneMatch and Key in self.objects:
+            raise refused("PreconditionFailed")
+        self.objects[Key] = Body
+
+    def json(self, key):
+        return json.loads(self.objects[key])
+
+
+class FakeAutoScaling:
+    def __init__(self):
+        self.group = {"MinSize": 0, "MaxSize": 0, "DesiredCapacity": 0, "Instances": []}
+        self.actions: list[dict] = []
+        self.suspended: list[str] = []
+        self.fails = False
+
+    def describe_auto_scaling_groups(self, AutoScalingGroupNames):
+        return {"AutoScalingGroups": [self.group]}
+
+    def update_auto_scaling_group(self, AutoScalingGroupName, **sizes):
+        if self.fails:
+            raise refused("Throttling")
+        self.group.update(sizes)
+        if sizes["DesiredCapacity"] == 0:
+            self.group["Instances"] = []
+
+    def put_scheduled_update_group_action(self, **action):
+        self.actions.append(action)
+
+    def suspend_processes(self, AutoScalingGroupName, ScalingProcesses):
+        self.suspended += ScalingProcesses
+
+
+class Fakes:
+    def __init__(self):
+        self.s3, self.autoscaling, self.status = FakeS3(), FakeAutoScaling(), "UPDATE_IN_PROGRESS"
+
+    def client(self, name):
+        return {"s3": self.s3, "autoscaling": self.autoscaling}.get(name, self)
+
+    def describe_stacks(self, StackName):
+        return {"Stacks": [{"StackStatus": self.status}]}
+
+    def describe_images(self, repositoryName, imageIds):
+        assert repositoryName == "lab/images"
+        return {"imageDetails": [{"imageDigest": "sha256:abc"}]}
+
+    def create_service_linked_role(self, AWSServiceName):
+        raise refused("InvalidInput")  # it exists already
+
+
+@pytest.fixture
+def aws(monkeypatch):
+    fakes = Fakes()
+    monkeypatch.setattr(edge.boto3, "client", fakes.client)
+    monkeypatch.setattr(edge, "POLL_SECONDS", 0)
+    return fakes
+
+
+def serve(kind="Create", spec=SPEC, request_id="request-1", old=None, remaining_ms=900_000):
+    properties = {"Spec": json.dumps(spec)}
+    event = {"RequestType": kind, "RequestId": request_id, "StackId": "stack", "ResourceProperties": properties}
+    if old is not None:
+        event["OldResourceProperties"] = {"Spec": json.dumps(old)}
+    return edge.serve(event, lambda: remaining_ms)["RunId"]
+
+
+def test_create_freezes_the_run_arms_killer_3_and_asks_for_one_box(aws):
+    run_id = serve()
+    assert run_id == "run-1a2b3c4d-1"
+    run = aws.s3.json(f"runs/{run_id}/run.json")
+    assert run["image"] == "1.dkr.ecr.us-west-2.amazonaws.com/lab/images@sha256:abc"
+    assert run["settings_sha256"] == contract.settings_digest(SPEC["settings"])
+    deadline = datetime.fromisoformat(run["deadline"])
+    assert deadline - datetime.fromisoformat(run["created_at"]) == timedelta(hours=2)
+    (action,) = aws.autoscaling.actions
+    assert action["StartTime"] - deadline == timedelta(minutes=10)
+    assert (action["MinSize"], action["MaxSize"], action["DesiredCapacity"]) == (0, 0, 0)
+    assert {key: aws.autoscaling.group[key] for key in ("MinSize", "MaxSize", "DesiredCapacity")} == {
+        "MinSize": 0,
+        "MaxSize": 1,
+        "DesiredCapacity": 1,
+    }
+    assert aws.autoscaling.suspended == ["AZRebalance"]
+
+
+def test_a_second_delivery_is_the_same_run(aws):
+    assert serve() == serve()
+    assert [key for key in aws.s3.objects if key.endswith("run.json")] == ["runs/run-1a2b3c4d-1/run.json"]
+
+
+def test_a_second_delivery_finishes_what_a_failed_first_began(aws):
+    aws.autoscaling.fails = True
+    with pytest.raises(ClientError):
+        serve()
+    aws.autoscaling.fails = False
+    assert serve() == "run-1a2b3c4d-1"
+    assert aws.autoscaling.group["DesiredCapacity"] == 1
+    assert "runs/run-1a2b3c4d-1/outcome.json" not in aws.s3.objects
+
+
+def test_a_run_that_lost_its_capacity_is_closed_and_the_next_one_starts(aws):
+    serve()
+    aws.autoscaling.group.update(DesiredCapacity=0)
+    other = {**SPEC, "settings": {"training": {"seed": 2}}}
+    assert serve("Update", other, "request-2", old=SPEC) == "run-1a2b3c4d-2"
+    outcome = aws.s3.json("runs/run-1a2b3c4d-1/outcome.json")
+    assert (outcome["reason"], outcome["by"]) == ("failed", "controller")
+
+
+def test_overdue_without_an_outcome_means_expired(aws):
+    serve()
+    run = aws.s3.json("runs/run-1a2b3c4d-1/run.json")
+    run["deadline"] = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    aws.s3.objects["runs/run-1a2b3c4d-1/run.json"] = json.dumps(run).encode()
+    aws.autoscaling.group.update(DesiredCapacity=0)
+    serve("Update", {**SPEC, "settings": {}}, "request-2", old=SPEC)
+    assert aws.s3.json("runs/run-1a2b3c4d-1/outcome.json")["reason"] == "expired"
+
+
+def test_an_active_run_refuses_a_change_and_is_left_alone(aws):
+    serve()
+    before = dict(aws.s3.objects)
+    with pytest.raises(edge.Refused, match="is active and goes on unharmed"):
+        serve("Update", {**SPEC, "settings": {}}, "request-2", old=SPEC)
+    assert aws.s3.objects == before
+    assert aws.autoscaling.group["DesiredCapacity"] == 1
+
+
+def test_delete_asks_waits_within_its_time_and_takes_the_capacity_away(aws):
+    serve()
+    aws.autoscaling.group["Instances"] = [{"InstanceId": "i-1"}]  # never answers
+    serve("Delete", request_id="request-2", remaining_ms=60_100)
+    assert aws.s3.json("runs/run-1a2b3c4d-1/control.json")["stop"]["reason"] == "stopped"
+    assert aws.autoscaling.group["DesiredCapacity"] == 0
+    assert aws.s3.json("runs/run-1a2b3c4d-1/outcome.json")["reason"] == "stopped"
+
+
+def test_delete_keeps_the_boxs_own_outcome(aws):
+    serve()
+    said = {"reason": "succeeded", "by": "box"}
+    aws.s3.objects["runs/run-1a2b3c4d-1/outcome.json"] = json.dumps(said).encode()
+    serve("Delete", request_id="request-2")
+    assert aws.s3.json("runs/run-1a2b3c4d-1/outcome.json") == said
+
+
+class Context:
+    @staticmethod
+    def get_remaining_time_in_millis():
+        return 900_000
+
+
+@pytest.mark.parametrize(("kind", "status"), [("Create", "FAILED"), ("Update", "FAILED"), ("Delete", "SUCCESS")])
+def test_it_answers_even_if_its_own_code_cannot_be_imported(kind, status, monkeypatch):
+    import sys
+
+    answers = []
+    monkeypatch.setitem(sys.modules, "edge", None)  # import raises
+    monkeypatch.setattr(
+        index.urllib.request,
+        "urlopen",
+        lambda request, timeout: answers.append(json.loads(request.data)) or io.BytesIO(),
+    )
+    event = {"RequestType": kind, "StackId": "s", "RequestId": "r", "LogicalResourceId": "l"}
+    index.handler({**event, "ResponseURL": "https://answer.invalid/"}, Context)
+    assert [(answer["Status"], answer["PhysicalResourceId"]) for answer in answers] == [(status, "training-run")]
