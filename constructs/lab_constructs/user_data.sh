@@ -183,11 +183,11 @@ for try in 1 2 3; do
 done
 
 # --- the training unit: its exit is observed, its stop leaves time for a checkpoint ---------------------------------
-gpus=()
-[ "$GPUS" -eq 0 ] || gpus=(--gpus all)
+gpu_option=''
+[ "$GPUS" -eq 0 ] || gpu_option='--gpus all'
 cat >"$LIB/start" <<START
 #!/bin/bash
-exec docker run --rm --name training --ipc=host ${gpus[*]} -v $WORK:$WORK -e AWS_DEFAULT_REGION=$AWS_DEFAULT_REGION \\
+exec docker run --rm --name training --ipc=host $gpu_option -v $WORK:$WORK -e AWS_DEFAULT_REGION=$AWS_DEFAULT_REGION \\
   $IMAGE --bucket $BUCKET --run-id $RUN_ID --work-dir $WORK --booted-at $BOOTED_AT >>$LOG 2>&1
 START
 chmod +x "$LIB/start"

@@ -126,8 +126,8 @@ def test_a_run_that_is_disturbed_and_then_destroyed(stage: Stage, tmp_path: Path
 
 
 def test_the_box_stops_with_a_checkpoint_before_its_deadline(stage: Stage, tmp_path: Path):
-    """Killer 1: six minutes of run time, of which the last five are kept back for stopping."""
-    run_id = stage.deploy("-c", "max_runtime_hours=0.1", **LONG)["RunId"]
+    """Killer 1: seven minutes of run time, of which the last five are kept back for stopping."""
+    run_id = stage.deploy("-c", "max_runtime_hours=0.12", **LONG)["RunId"]
     training(stage, run_id)
     outcome = finished(stage, run_id)
     assert (outcome["reason"], outcome["by"]) == ("expired", "box"), stage.log(run_id)
