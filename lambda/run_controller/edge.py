@@ -92,6 +92,7 @@ class Controller:
         while True:
             run = self._mint(request_id, number)
             if self._create(contract.RunKeys(run["run_id"]).run, run):
+                self._remove_kept_box()
                 break
             run = self._read(contract.RunKeys(run["run_id"]).run) or {}
             if run.get("request_id") == request_id:
@@ -104,6 +105,12 @@ class Controller:
         # Together: a scheduled action of an earlier run may have left the maximum at 0.
         self._scale(minimum=0, maximum=1, desired=1)
         return str(run["run_id"])
+
+    def _remove_kept_box(self) -> None:
+        """A box kept for review after an earlier run (auto_shutdown=false) holds the one place that the group has."""
+        if self._boxes():
+            self._scale(minimum=0, maximum=0, desired=0)
+            self._wait(DRAIN_WAIT_SECONDS, lambda: not self._boxes())
 
     def stop(self, current: Current | None, why: str) -> None:
         """Ask for a checkpoint, wait for the box within a bound, then take the capacity away whatever happened."""

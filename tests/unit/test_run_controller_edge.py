@@ -170,6 +170,22 @@ def test_overdue_without_an_outcome_means_expired(aws):
     assert aws.s3.json("runs/run-1a2b3c4d-1/outcome.json")["reason"] == "expired"
 
 
+def test_the_next_run_takes_the_place_of_a_box_kept_for_review(aws):
+    serve()
+    aws.s3.objects["runs/run-1a2b3c4d-1/outcome.json"] = b'{"reason": "succeeded"}'
+    aws.autoscaling.group["Instances"] = [{"InstanceId": "i-kept"}]
+    serve("Update", {**SPEC, "settings": {}}, "request-2", old=SPEC)
+    assert aws.autoscaling.group["Instances"] == []
+    assert aws.autoscaling.group["DesiredCapacity"] == 1
+
+
+def test_a_second_delivery_leaves_the_runs_own_box_alone(aws):
+    serve()
+    aws.autoscaling.group["Instances"] = [{"InstanceId": "i-own"}]
+    serve()
+    assert aws.autoscaling.group["Instances"] == [{"InstanceId": "i-own"}]
+
+
 def test_an_active_run_refuses_a_change_and_is_left_alone(aws):
     serve()
     before = dict(aws.s3.objects)
