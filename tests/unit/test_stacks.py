@@ -1,4 +1,4 @@
-"""The two templates: every promise of storage, registry, box and run, one assertion each."""
+"""TrainingStack's template, one assertion for each promise of box and run; and what holds for both templates."""
 
 import json
 import os
@@ -7,42 +7,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-import aws_cdk as cdk
 import pytest
 from aws_cdk.assertions import Match, Template
+from stack_support import FLAGS, ROOT, data_template, only, training_template
 
 from lab_constructs import compute
-from stacks.data_stack import DataStack
-from stacks.training_stack import TrainingStack
 from training_image.lab_config import LabConfig
 from training_image.settings import RunSettings
 
-ROOT = Path(__file__).parents[2]
-FLAGS = json.loads((ROOT / "cdk.json").read_text())["context"]
 HASH = re.compile(r"[0-9a-f]{64}")
-
-
-def training_template(config: LabConfig | None = None, settings: RunSettings | None = None) -> Template:
-    app = cdk.App(context=FLAGS)
-    stack = TrainingStack(
-        app, "TrainingStack", config=config or LabConfig(), settings=settings or RunSettings.model_construct()
-    )
-    return Template.from_stack(stack)
 
 
 @pytest.fixture(scope="session")
 def data() -> Template:
-    return Template.from_stack(DataStack(cdk.App(context=FLAGS), "DataStack", lab="default"))
+    return data_template()
 
 
 @pytest.fixture(scope="session")
 def training() -> Template:
     return training_template()
-
-
-def only(template: Template, kind: str) -> dict:
-    (found,) = template.find_resources(kind).values()
-    return found
 
 
 def statements(template: Template, role: str) -> dict[str, dict]:
@@ -53,68 +36,6 @@ def statements(template: Template, role: str) -> dict[str, dict]:
             for number, statement in enumerate(policy["Properties"]["PolicyDocument"]["Statement"]):
                 found[statement.get("Sid", str(number))] = statement
     return found
-
-
-# --- DataStack --------------------------------------------------------------------------------------------------------
-def test_buckets_are_encrypted_versioned_private_and_kept(data):
-    data.all_resources_properties(
-        "AWS::S3::Bucket",
-        {
-            "VersioningConfiguration": {"Status": "Enabled"},
-            "BucketEncryption": Match.any_value(),
-            "PublicAccessBlockConfiguration": {
-                "BlockPublicAcls": True,
-                "BlockPublicPolicy": True,
-                "IgnorePublicAcls": True,
-                "RestrictPublicBuckets": True,
-            },
-            "BucketName": Match.absent(),
-        },
-    )
-    data.all_resources("AWS::S3::Bucket", {"DeletionPolicy": "Retain", "UpdateReplacePolicy": "Retain"})
-    data.resource_count_is("AWS::S3::Bucket", 2)
-
-
-def test_buckets_refuse_requests_without_tls(data):
-    deny = {"Effect": "Deny", "Condition": {"Bool": {"aws:SecureTransport": "false"}}}
-    data.all_resources_properties(
-        "AWS::S3::BucketPolicy", {"PolicyDocument": {"Statement": Match.array_with([Match.object_like(deny)])}}
-    )
-
-
-def test_checkpoints_expire_and_results_never_do(data):
-    rules = [
-        rule
-        for bucket in data.find_resources("AWS::S3::Bucket").values()
-        for rule in bucket["Properties"]["LifecycleConfiguration"]["Rules"]
-    ]
-    assert [rule["Prefix"] for rule in rules if "ExpirationInDays" in rule] == ["checkpoints/"]
-    assert sum(rule.get("AbortIncompleteMultipartUpload") == {"DaysAfterInitiation": 1} for rule in rules) == 2
-    assert sum("NoncurrentVersionExpiration" in rule for rule in rules) == 2
-
-
-def test_repository_is_immutable_scanned_and_kept_and_lets_cdk_publish(data):
-    repository = only(data, "AWS::ECR::Repository")
-    assert repository["DeletionPolicy"] == "Retain"
-    properties = repository["Properties"]
-    assert properties["ImageTagMutability"] == "IMMUTABLE"
-    assert properties["ImageScanningConfiguration"] == {"ScanOnPush": True}
-    (statement,) = properties["RepositoryPolicyText"]["Statement"]
-    assert "cdk-hnb659fds-image-publishing-role-" in json.dumps(statement["Principal"])
-    assert "ecr:PutImage" in statement["Action"]
-    assert "*" not in json.dumps(statement["Action"])
-
-
-def test_what_others_need_is_published_as_output_and_as_parameter(data):
-    for name in ("TrainingBucket", "OutputsBucket", "RepositoryUri"):
-        data.has_output(name, {})
-        data.has_resource_properties("AWS::SSM::Parameter", {"Name": f"/llm-tuning-lab/default/DataStack/{name}"})
-
-
-def test_logical_ids_of_what_is_kept_never_change(data):
-    """A changed id would make CloudFormation create a new, empty bucket beside the old one."""
-    kept = [name for kind in ("AWS::S3::Bucket", "AWS::ECR::Repository") for name in data.find_resources(kind)]
-    assert sorted(kept) == ["RegistryRepositoryC6C96DCD", "StorageOutputsB8203D69", "StorageTraining0BB4FD5D"]
 
 
 # --- TrainingStack: the box -------------------------------------------------------------------------------------------
