@@ -10,13 +10,12 @@ import json
 import logging
 import time
 from collections import deque
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from training_image.contract import COMPLETE_MARKER, WorkDir
+from training_image.contract import COMPLETE_MARKER, WorkDir, utc_now
 
 MAX_SECONDS_BETWEEN_SAVES = 300.0
 MIN_SECONDS_BETWEEN_SAVES = 30.0
@@ -46,10 +45,6 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 class Progress:
     """``status.json``, kept up to date."""
 
@@ -66,7 +61,7 @@ class Progress:
 
     def update(self, **values: Any) -> None:
         self._status.update(values)
-        write_json(self._path, {**self._status, "at": now()})
+        write_json(self._path, {**self._status, "at": utc_now()})
 
 
 class RunCallback(TrainerCallback):
@@ -125,7 +120,7 @@ class RunCallback(TrainerCallback):
             "loss": float(logs["loss"]),
             "learning_rate": logs["learning_rate"],
             "tokens_per_second": rate,
-            "at": now(),
+            "at": utc_now(),
         }
         with self._steps_file.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any
@@ -37,26 +38,10 @@ class Reason(StrEnum):
 
 
 class Actor(StrEnum):
-    """Who may move a run."""
+    """Who may end a run: the ``by`` of ``outcome.json``. Only the controller starts one, only a box reports RUNNING."""
 
     CONTROLLER = "controller"  # the Lambda behind Custom::TrainingRun
     BOX = "box"  # the instance: user data and supervisor
-    TERMINATOR = "terminator"  # the auto-terminator Lambda
-
-
-# Who may make which transition. A box never starts a run; the controller never claims to be training.
-TRANSITIONS: dict[tuple[State | None, State], frozenset[Actor]] = {
-    (None, State.WAITING): frozenset({Actor.CONTROLLER}),
-    (State.WAITING, State.RUNNING): frozenset({Actor.BOX}),
-    (State.RUNNING, State.WAITING): frozenset({Actor.BOX}),
-    (State.WAITING, State.ENDED): frozenset({Actor.CONTROLLER, Actor.BOX, Actor.TERMINATOR}),
-    (State.RUNNING, State.ENDED): frozenset({Actor.CONTROLLER, Actor.BOX, Actor.TERMINATOR}),
-}
-
-
-def may_move(actor: Actor, before: State | None, after: State) -> bool:
-    """Whether ``actor`` may take a run from ``before`` (``None``: no run yet) to ``after``."""
-    return actor in TRANSITIONS.get((before, after), frozenset())
 
 
 class TrainerExit(IntEnum):
@@ -236,3 +221,8 @@ COMPLETE_MARKER = "COMPLETE"
 def settings_digest(settings: dict[str, Any]) -> str:
     """sha256 over the canonical JSON of ``settings``: what a checkpoint and an update are compared by."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def utc_now() -> str:
+    """The time as every object of a run writes it: ISO 8601, UTC, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -7,21 +7,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from training_image.contract import RunKeys, State, WorkDir
+from training_image.contract import RunKeys, State, WorkDir, utc_now
 from training_image.store import Store
 
 log = logging.getLogger(__name__)
 _TICK_SECONDS = 1.0
 _HEARTBEATS_PER_UPLOAD = 6
 _STATUS_FIELDS = ("step", "total_steps", "loss", "tokens_per_second", "eta_seconds")
-
-
-def utc_now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_status(work: WorkDir) -> dict[str, Any]:

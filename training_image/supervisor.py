@@ -22,13 +22,23 @@ from pathlib import Path
 from typing import Any
 
 from training_image import checkpoints, ending, watch
-from training_image.contract import DRAIN_SECONDS, Actor, Reason, RunKeys, State, SupervisorExit, TrainerExit, WorkDir
+from training_image.contract import (
+    DRAIN_SECONDS,
+    Actor,
+    Reason,
+    RunKeys,
+    State,
+    SupervisorExit,
+    TrainerExit,
+    WorkDir,
+    utc_now,
+)
 from training_image.decisions import CRASHED, Cause, Stop, verdict
 from training_image.ending import Gone
 from training_image.imds import Imds
 from training_image.preparation import BadInput, RunFile, clear, prepare
 from training_image.publisher import Publisher
-from training_image.reporter import Reporter, read_status, utc_now
+from training_image.reporter import Reporter, read_status
 from training_image.store import Store, s3_client
 from training_image.trainer_process import Tee, TrainerProcess
 

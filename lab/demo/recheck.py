@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lab.demo import record
-from lab.demo.base_model import sha256
 from training_image import data
+from training_image.checkpoints import file_sha256
 from training_image.contract import RunKeys
 from training_image.settings import RunSettings
 
@@ -82,7 +82,7 @@ def _main(folder: Path) -> None:
         "loss": result.loss,
         "exact_match": result.exact_match,
         "samples": result.as_json()["samples"],
-        "adapter_sha256": sha256(folder / "adapter" / ADAPTER_FILE),
+        "adapter_sha256": file_sha256(folder / "adapter" / ADAPTER_FILE),
     }
     (folder / _RESULT).write_text(json.dumps(found))
 

@@ -48,9 +48,10 @@ class Containers:
 
     def meta(self, name: str) -> dict[str, object]:
         try:
-            return json.loads((self.root / name / "container.json").read_text())  # type: ignore[no-any-return]
+            found: dict[str, object] = json.loads((self.root / name / "container.json").read_text())
         except FileNotFoundError:
             raise EngineError(f"Error response from daemon: No such container: {name}") from None
+        return found
 
     def main_process(self, name: str) -> psutil.Process | None:
         meta = self.meta(name)

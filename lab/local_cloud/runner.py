@@ -155,7 +155,8 @@ class Runner:
             if profile["Arn"] == arn and profile["Roles"]:
                 first = profile["Roles"][0]
                 name = first["RoleName"] if isinstance(first, dict) else first
-                return roles.get(name)  # type: ignore[no-any-return]
+                role: dict[str, Any] | None = roles.get(name)
+                return role
         return None
 
     def new_credentials(self, role_arn: str, session: str, scope: Scope) -> dict[str, str]:

@@ -116,7 +116,7 @@ class Controller:
         """Ask for a checkpoint, wait for the box within a bound, then take the capacity away whatever happened."""
         if current is not None and not current.ended:
             keys = contract.RunKeys(current.run_id)
-            request = {"reason": contract.Reason.STOPPED, "detail": why, "at": _now()}
+            request = {"reason": contract.Reason.STOPPED, "detail": why, "at": contract.utc_now()}
             self._write(keys.control, {"stop": request})
             self._wait(DRAIN_WAIT_SECONDS, lambda: self._read(keys.outcome) is not None or not self._boxes())
         self._scale(minimum=0, maximum=0, desired=0)
@@ -176,7 +176,7 @@ class Controller:
         return True
 
     def _close(self, run_id: str, reason: contract.Reason, detail: str) -> None:
-        outcome = {"reason": reason, "detail": detail, "by": contract.Actor.CONTROLLER, "at": _now()}
+        outcome = {"reason": reason, "detail": detail, "by": contract.Actor.CONTROLLER, "at": contract.utc_now()}
         self._create(
             contract.RunKeys(run_id).outcome, {**outcome, "attempts": None, "resumed_from_step": None, "step": None}
         )
@@ -263,7 +263,3 @@ def _ensure_spot_role() -> None:
     except ClientError as error:
         if error.response["Error"]["Code"] != "InvalidInput":
             raise
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

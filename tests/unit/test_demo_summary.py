@@ -75,7 +75,7 @@ def changed_outcome(**values: Any) -> dict[str, Any]:
         (changed_outcome(reason="failed", detail="train.jsonl, line 3"), "line 3"),
         (changed_outcome(adapter_sha256="other"), "sha256"),
         ({"recheck": None}, "not evaluated again"),
-        ({"recheck": dataclasses.replace(good().recheck, loss=1.5)}, "1.5"),  # type: ignore[type-var]
+        ({"recheck": dataclasses.replace(good().recheck, loss=1.5)}, "1.5"),
         ({"ended_by": "controller"}, "controller"),
         ({"ended_by": None}, "nobody"),
         ({"instances_before_destroy": 1}, "before the destroy"),
@@ -105,7 +105,7 @@ def test_report_fits_the_terminal_and_shows_both_answers(width: int, tmp_path: P
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
     facts = good()
     report.show(console, summarize(facts), problems(facts), facts, tmp_path)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = console.file.getvalue()
     assert max(len(line) for line in text.splitlines()) <= width
     for expected in ("4.80", "1.20", "25%", "I think [bold]", "ec2:A", "g5.xlarge", "make demo DATA="):
         assert expected.replace(" ", "") in "".join(text.replace("│", "").split())
@@ -118,8 +118,8 @@ def test_report_of_a_failure_names_the_log(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=500)
     facts = dataclasses.replace(good(), **changed_outcome(reason="failed", detail="[b]odd text"))
     report.show(console, summarize(facts), problems(facts), facts, tmp_path)
-    assert str(log) in console.file.getvalue()  # type: ignore[attr-defined]
-    assert "[b]odd text" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert str(log) in console.file.getvalue()
+    assert "[b]odd text" in console.file.getvalue()
 
 
 REQUEST = (

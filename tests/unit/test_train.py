@@ -168,7 +168,7 @@ def test_a_base_model_that_is_not_on_the_hub_is_a_sentence(tmp_path, base, monke
     assert "Base model nobody/no-such-model could not be loaded" in work.error.read_text()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the missing GPU is what is tested")
 def test_a_missing_gpu_ends_the_run(tmp_path, base):
     work = prepare(tmp_path, base, {**SETTINGS, "training": {**SETTINGS["training"], "use_cpu": False}})
     assert run(work) == TrainerExit.BAD_INPUT
