@@ -15,8 +15,15 @@ app = cdk.App()
 lab = lab_config.load(ROOT / "lab.yaml", app.node.get_all_context(), os.environ)
 env = cdk.Environment(region=lab.config.region)
 
-data = DataStack(app, "DataStack", lab=lab.config.lab, env=env, termination_protection=True)
-training = TrainingStack(app, lab.config.training_stack_name, config=lab.config, settings=lab.settings, env=env)
+# The ids are what people type, whatever the lab and the run are called; the names in the account differ.
+data = DataStack(
+    app, contract.DATA_STACK, stack_name=lab.config.data_stack_name, config=lab.config, env=env,
+    termination_protection=True,
+)  # fmt: skip
+training = TrainingStack(
+    app, contract.TRAINING_STACK, stack_name=lab.config.training_stack_name, config=lab.config, settings=lab.settings,
+    env=env,
+)  # fmt: skip
 cdk.Tags.of(app).add(contract.LAB_TAG, lab.config.lab)
 
 # Annotations, not exceptions: they stop a deploy, and let `cdk destroy` pass while an instance costs money.

@@ -9,6 +9,7 @@ from constructs import Construct
 from lab_constructs.registry import Registry
 from lab_constructs.storage import Storage
 from training_image import contract
+from training_image.lab_config import LabConfig
 
 
 class DataStack(cdk.Stack):
@@ -19,14 +20,14 @@ class DataStack(cdk.Stack):
     other stack.
     """
 
-    def __init__(self, scope: Construct, construct_id: str, *, lab: str, **kwargs: Any) -> None:
+    def __init__(self, scope: Construct, construct_id: str, *, config: LabConfig, **kwargs: Any) -> None:
         super().__init__(
             scope, construct_id, description="LLM Tuning Lab: data, results, images (persistent)", **kwargs
         )
         storage = Storage(self, "Storage")
-        registry = Registry(self, "Registry", repository_name=contract.repository_name(lab))
+        registry = Registry(self, "Registry", repository_name=contract.repository_name(config.lab))
         self._publish(
-            lab,
+            config.lab,
             {
                 "TrainingBucket": storage.training_bucket.bucket_name,
                 "OutputsBucket": storage.outputs_bucket.bucket_name,

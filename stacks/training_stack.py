@@ -39,7 +39,7 @@ class TrainingStack(cdk.Stack):
         # Printed at every synth, because the CLI's own error, an unknown repository, does not say what to do.
         cdk.Annotations.of(self).add_info(
             f"Needs the buckets and the repository of DataStack (lab {config.lab!r}); if they are missing, deploy it "
-            "first: cdk deploy DataStack"
+            f"first: {config.command('cdk deploy DataStack')}"
         )
         suffix = self._suffix()
         run_prefix = f"{config.run}-{suffix}"
@@ -74,6 +74,7 @@ class TrainingStack(cdk.Stack):
             spec={
                 "lab": config.lab,
                 "stack_name": self.stack_name,
+                "destroy_command": config.command(f"cdk destroy {contract.TRAINING_STACK}"),
                 "stack_suffix": suffix,
                 "run_name": config.run,
                 "region": self.region,

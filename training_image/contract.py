@@ -42,6 +42,7 @@ class Actor(StrEnum):
 
     CONTROLLER = "controller"  # the Lambda behind Custom::TrainingRun
     BOX = "box"  # the instance: user data and supervisor
+    TERMINATOR = "terminator"  # the Lambda that looks at the run from outside, on schedule and on events
 
 
 class TrainerExit(IntEnum):
@@ -72,6 +73,10 @@ SCHEDULED_ACTION_MARGIN_SECONDS = 600
 """Killer 3, the Auto Scaling scheduled action, acts this long after the deadline."""
 DRAIN_HOOK_NAME = "drain"
 SCHEDULED_ACTION_NAME = "deadline"
+
+DATA_STACK, TRAINING_STACK = "DataStack", "TrainingStack"
+"""What the operator types after ``cdk deploy``, whatever the lab and the run are called."""
+METRIC_NAMESPACE = "LLMTuningLab"
 
 # --- tags and parameter names -------------------------------------------------------------------------------------
 LAB_TAG = "llm-tuning-lab:lab"

@@ -12,11 +12,12 @@ import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from training_image import contract
 from training_image.catalog import INSTANCES, instance_problem
 from training_image.settings import PREFIX, RunSettings, SettingsError, unknown_setting
 
@@ -60,6 +61,29 @@ class LabConfig(BaseModel):
     """Boxes that one run may use up."""
     auto_shutdown: bool = True
     """False: the box stays for review after the run, at most until the deadline."""
+    create_vpc: bool = True
+    """False: ``vpc_id`` and ``subnet_ids``, or the default VPC if neither is given."""
+    vpc_id: str | None = Field(None, pattern=r"^vpc-[0-9a-f]{8,17}$")
+    subnet_ids: tuple[Annotated[str, Field(pattern=r"^subnet-[0-9a-f]{8,17}$")], ...] = ()
+    """Of ``vpc_id``, private ones included: they need a way out to S3, ECR, SSM and the model hub."""
+    alert_email: str | None = Field(None, pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")
+    """Gets every alert, once it has confirmed AWS's question. None: subscribe to the topic yourself."""
+    cost_alert_threshold: float = Field(50, gt=0)
+    """USD a month: AWS Budgets writes at 50, 80 and 100 % of it, and when the forecast exceeds it."""
+    cost_tag_active: bool = False
+    """The lab's tag is active for cost allocation in this account: the budget counts this lab only, else all of EC2.
+    (An inactive tag would count zero for ever.)"""
+    github_repository: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+$")
+    """``owner/name``: the one repository whose workflows may push images and deploy. None: no GitHub roles."""
+    github_owner_id: int | None = Field(None, gt=0)
+    """With ``github_repository_id``: the immutable form that repositories made or renamed after 2026-07-15 emit."""
+    github_repository_id: int | None = Field(None, gt=0)
+    github_branch: str = Field("main", pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
+    """The branch whose pushes may push images."""
+    github_environment: str = Field("training", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The environment (with reviewers) whose jobs may deploy and destroy."""
+    create_oidc_provider: bool = True
+    """GitHub's OIDC provider is global to an account. False: it exists already (another lab, another region)."""
 
     @field_validator("instance_type")
     @classmethod
@@ -68,13 +92,13 @@ class LabConfig(BaseModel):
             raise ValueError(problem)
         return value
 
-    @field_validator("instance_types", "training_command", mode="before")
+    @field_validator("instance_types", "subnet_ids", "training_command", mode="before")
     @classmethod
     def _split_text(cls, value: Any, info: Any) -> Any:
         """``-c`` can only pass text."""
         if not isinstance(value, str):
             return value
-        return [part for part in (value.split(",") if info.field_name == "instance_types" else value.split()) if part]
+        return [part for part in (value.split() if info.field_name == "training_command" else value.split(",")) if part]
 
     @field_validator("instance_types")
     @classmethod
@@ -83,6 +107,16 @@ class LabConfig(BaseModel):
             if problem := instance_problem(name):
                 raise ValueError(problem)
         return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> LabConfig:
+        if self.create_vpc and (self.vpc_id or self.subnet_ids):
+            raise ValueError("vpc_id and subnet_ids need create_vpc: false")
+        if bool(self.vpc_id) != bool(self.subnet_ids):
+            raise ValueError("vpc_id and subnet_ids belong together: set both, or neither for the default VPC")
+        if (self.github_owner_id is None) != (self.github_repository_id is None):
+            raise ValueError("github_owner_id and github_repository_id belong together: set both, or neither")
+        return self
 
     @property
     def acceptable_types(self) -> tuple[str, ...]:
@@ -94,8 +128,18 @@ class LabConfig(BaseModel):
         return min(INSTANCES[name].gpus for name in self.acceptable_types)
 
     @property
+    def data_stack_name(self) -> str:
+        return contract.DATA_STACK if self.lab == "default" else f"{self.lab}-{contract.DATA_STACK}"
+
+    @property
     def training_stack_name(self) -> str:
-        return "TrainingStack" if self.run == "run" else f"TrainingStack-{self.run}"
+        name = contract.TRAINING_STACK if self.lab == "default" else f"{self.lab}-{contract.TRAINING_STACK}"
+        return name if self.run == "run" else f"{name}-{self.run}"
+
+    def command(self, words: str) -> str:
+        """``cdk ...`` as the operator types it for this lab and run."""
+        names = {"lab": (self.lab, "default"), "run": (self.run, "run")}
+        return words + "".join(f" -c {key}={value}" for key, (value, usual) in names.items() if value != usual)
 
 
 @dataclass(frozen=True)
@@ -147,9 +191,13 @@ def _validate(values: dict[str, Any]) -> tuple[LabConfig, tuple[str, ...]]:
     except ValidationError as error:
         problems, wrong = [], set()
         for item in error.errors():
+            message = item["msg"].removeprefix("Value error, ")
+            if not item["loc"]:  # keys that do not go together: the sentence names them
+                wrong |= {key for key in LabConfig.model_fields if re.search(rf"\b{key}\b", message)}
+                problems.append(f"{message}.")
+                continue
             key = str(item["loc"][0])
             wrong.add(key)
-            message = item["msg"].removeprefix("Value error, ")
             problems.append(
                 unknown_setting(key, list(LabConfig.model_fields))
                 if item["type"] == "extra_forbidden"

@@ -62,7 +62,7 @@ def decide(request: Request, current: Current | None) -> Decision:
         return Decision(
             Action.REFUSE,
             f"Run {current.run_id} is active and goes on unharmed: wait until it has ended, or stop it with a "
-            f"checkpoint by `cdk destroy {request.spec['stack_name']}`, then deploy the new settings.",
+            f"checkpoint by `{request.spec['destroy_command']}`, then deploy the new settings.",
         )
     return Decision(Action.START, "no run of this stack is active")
 

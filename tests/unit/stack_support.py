@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 FLAGS = json.loads((ROOT / "cdk.json").read_text())["context"]
 
 
-def data_template() -> Template:
-    return Template.from_stack(DataStack(cdk.App(context=FLAGS), "DataStack", lab="default"))
+def data_template(config: LabConfig | None = None) -> Template:
+    return Template.from_stack(DataStack(cdk.App(context=FLAGS), "DataStack", config=config or LabConfig()))
 
 
 def training_template(config: LabConfig | None = None, settings: RunSettings | None = None) -> Template:

@@ -46,6 +46,12 @@ def test_every_source_wins_over_the_one_before(tmp_path, environ, monkeypatch):
         ("instance_type: m5.large", "is not a GPU instance type"),
         ("instance_type: p3.2xlarge", "Use g4dn (fp16) or g5 instead"),
         ("max_runtime_hours: soon", "max_runtime_hours is 'soon'"),
+        ("vpc_id: vpc-12345678\nsubnet_ids: [subnet-12345678]", "need create_vpc: false"),
+        ("create_vpc: false\nvpc_id: vpc-12345678", "belong together"),
+        ("subnet_ids: [subnet-x]\ncreate_vpc: false", "subnet_ids is 'subnet-x'"),
+        ("github_repository: me/lab\ngithub_owner_id: 1", "github_owner_id and github_repository_id belong together"),
+        ("github_repository: 'me/*'", "github_repository is 'me/*'"),
+        ("github_branch: 'feature/*'", "github_branch is 'feature/*'"),
         ("just a sentence", "must hold 'key: value' lines"),
         ("a: [", "not valid YAML"),
     ],
@@ -54,7 +60,9 @@ def test_a_wrong_infrastructure_key_is_named_and_left_out(tmp_path, environ, tex
     result = loaded(tmp_path, environ, text)
     assert len(result.lab_problems) == 1
     assert sentence in result.lab_problems[0]
-    assert result.config == LabConfig(), "what is wrong must not reach the template that a destroy synthesises"
+    assert result.config in (LabConfig(), LabConfig(create_vpc=False), LabConfig(github_repository="me/lab")), (
+        "what is wrong must not reach the template that a destroy synthesises"
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,3 +106,14 @@ def test_the_example_file_is_valid_and_says_the_defaults(tmp_path, environ):
     assert not result.lab_problems
     assert not result.run_problems
     assert result.config == LabConfig()
+
+
+def test_stacks_of_labs_and_runs_never_share_a_name():
+    names = {
+        LabConfig(lab=lab, run=run).training_stack_name for lab in ("default", "x", "y") for run in ("run", "x", "y")
+    }
+    assert len(names) == 9
+    assert (
+        LabConfig(lab="x", run="y").command("cdk destroy TrainingStack")
+        == "cdk destroy TrainingStack -c lab=x -c run=y"
+    )

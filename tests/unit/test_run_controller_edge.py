@@ -14,6 +14,7 @@ from training_image import contract
 SPEC = {
     "lab": "default",
     "stack_name": "TrainingStack",
+    "destroy_command": "cdk destroy TrainingStack",
     "stack_suffix": "1a2b3c4d",
     "run_name": "run",
     "region": "us-west-2",

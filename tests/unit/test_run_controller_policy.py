@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from policy import Action, Current, Request, decide
 
-SPEC = {"create_instance": True, "stack_name": "TrainingStack", "settings": {"lr": 1}}
+SPEC = {"create_instance": True, "destroy_command": "cdk destroy TrainingStack", "settings": {"lr": 1}}
 OTHER = {**SPEC, "settings": {"lr": 2}}
 OFF = {**SPEC, "create_instance": False}
 
