@@ -21,6 +21,8 @@ from lab.local_cloud.scope import Scope
 TICK_SECONDS = 0.2
 DRAIN_SECONDS = 300.0
 """CloudFormation's deletion waits so long for a group's boxes, then pulls the plug."""
+RETRY_SECONDS = 5.0
+"""After a failed launch; AWS waits longer and longer."""
 TERMINATING = "autoscaling:EC2_INSTANCE_TERMINATING"
 logger = logging.getLogger("lab.autoscaling")
 
@@ -47,6 +49,8 @@ class Engine:
         self._subnets, self._volumes = self._ec2.get("_subnets"), self._ec2.get("_volumes")
         self._select_parameter = Module("ministack.services.ssm").get("_select_parameter")
         self._retry_at: dict[str, float] = {}
+        self.capacity = True
+        """False: no launch succeeds, as when EC2 has no instance of the type left."""
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._loop, daemon=True, name="autoscaling")
@@ -134,9 +138,11 @@ class Engine:
         if time.monotonic() < self._retry_at.get(name, 0.0):
             return
         try:
+            if not self.capacity:
+                raise rules.ValidationError(rules.NO_CAPACITY)
             instance = self._new_instance(group)
         except rules.ValidationError as error:
-            self._retry_at[name] = time.monotonic() + 15.0
+            self._retry_at[name] = time.monotonic() + RETRY_SECONDS
             self.record(name, f"Launching a new EC2 instance.  Status Reason: {error}", _LAUNCH_CAUSE, "Failed")
             return
         self.runner.launch(instance, Scope.current())

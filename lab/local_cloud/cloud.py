@@ -25,7 +25,7 @@ import boto3
 import psutil
 from botocore.config import Config
 
-from lab.local_cloud import processes
+from lab.local_cloud import faults, processes
 from lab.local_cloud.docker import STATE_VARIABLE
 
 ACCOUNT, REGION = "000000000000", "us-east-1"
@@ -213,6 +213,14 @@ class LocalCloud:
         return boto3.session.Session().client(
             service, endpoint_url=self.endpoint, region_name=REGION, config=config, **keys
         )
+
+    def fault(self, name: str, **details: Any) -> None:
+        """Put a fault into effect, see ``lab.local_cloud.faults``.
+
+        Raises:
+            UnknownFaultError: no such fault or instance.
+        """
+        faults.ask(self.endpoint, {"fault": name, **details})
 
     def bootstrap(self) -> None:
         """``cdk bootstrap``, once per start.

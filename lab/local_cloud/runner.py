@@ -230,6 +230,9 @@ class Runner:
         for instance_id in list(self._boxes):
             self.kill(instance_id)
 
+    def is_running(self, instance_id: str) -> bool:
+        return instance_id in self._boxes
+
     def set_fact(self, instance_id: str, path: str, text: str | None) -> None:
         """Change one text of a box's metadata; None removes it."""
         with self._lock:

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+NO_CAPACITY = (
+    "Could not launch Spot Instances. UnfulfillableCapacity - There is no capacity available that matches your "
+    "request. Launching EC2 instance failed."
+)
+
 
 class ValidationError(ValueError):
     """A refusal in the service's words."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from lab.local_cloud import patches
 from lab.local_cloud.autoscaling import Engine
 from lab.local_cloud.autoscaling_api import install
+from lab.local_cloud.faults import Faults
 from lab.local_cloud.hooks import IncompatibleEmulatorError, Module
 from lab.local_cloud.runner import Runner
 
@@ -24,6 +25,7 @@ def main() -> int:
         runner = Runner(state, endpoint)
         engine = Engine(runner)
         install(engine)
+        Faults(engine, runner).install()
         serve = Module("ministack.app").get("main")
     except IncompatibleEmulatorError as error:
         print(f"INCOMPATIBLE: {error}", flush=True)
