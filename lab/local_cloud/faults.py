@@ -144,6 +144,8 @@ class Faults:
         await asyncio.sleep(fault.latency_seconds)
         if fault.drop_uploads and scope["method"] in ("PUT", "POST"):
             await receive()
+            # The gateway closes the connection of an answer that is shorter than it promised.
+            await send({"type": "http.response.start", "status": 500, "headers": [(b"content-length", b"999")]})
             raise ConnectionAbortedError("fault: the connection ends in the middle of an upload")
         if fault.refuse:
             while (await receive()).get("more_body"):
