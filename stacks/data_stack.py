@@ -1,4 +1,4 @@
-"""DataStack: what stays. Buckets, the image repository, and the parameters that TrainingStack reads."""
+"""DataStack: what stays. Buckets, image repository, alerts, tokens, GitHub's access, and the parameters of them all."""
 
 from typing import Any
 
@@ -6,7 +6,10 @@ import aws_cdk as cdk
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
+from lab_constructs.alerts import Alerts
+from lab_constructs.github import Github
 from lab_constructs.registry import Registry
+from lab_constructs.secrets import Tokens
 from lab_constructs.storage import Storage
 from training_image import contract
 from training_image.lab_config import LabConfig
@@ -15,7 +18,7 @@ from training_image.lab_config import LabConfig
 class DataStack(cdk.Stack):
     """Persistent; deploys alone and survives every TrainingStack.
 
-    What others need is published twice: as stack outputs for people, and as SSM parameters for TrainingStack. A
+    What others need is published as SSM parameters for TrainingStack, and what people type is a stack output too. A
     construct reference, even a weak one, would make `cdk deploy TrainingStack` and `cdk destroy DataStack` drag in the
     other stack.
     """
@@ -26,18 +29,31 @@ class DataStack(cdk.Stack):
         )
         storage = Storage(self, "Storage")
         registry = Registry(self, "Registry", repository_name=contract.repository_name(config.lab))
-        self._publish(
-            config.lab,
-            {
-                "TrainingBucket": storage.training_bucket.bucket_name,
-                "OutputsBucket": storage.outputs_bucket.bucket_name,
-                "RepositoryUri": registry.repository.repository_uri,
-            },
-        )
-
-    def _publish(self, lab: str, values: dict[str, str]) -> None:
-        for name, value in values.items():
+        alerts = Alerts(self, "Alerts", email=config.alert_email)
+        tokens = Tokens(self, "Tokens")
+        outputs = {
+            "TrainingBucket": storage.training_bucket.bucket_name,
+            "OutputsBucket": storage.outputs_bucket.bucket_name,
+            "RepositoryUri": registry.repository.repository_uri,
+            "AlertTopicArn": alerts.topic.topic_arn,
+        }
+        parameters = {"HuggingFaceTokenSecretArn": tokens.hugging_face_arn, "WandbApiKeySecretArn": tokens.wandb_arn}
+        if config.github_repository is not None:
+            github = Github(
+                self,
+                "Github",
+                repository=config.github_repository,
+                ids=config.github_ids,
+                branch=config.github_branch,
+                environment=config.github_environment,
+                create_provider=config.create_oidc_provider,
+                images=registry.repository,
+            )
+            outputs["GithubActionsRoleArn"] = github.push_role.role_arn
+            parameters["GithubActionsDeployRoleArn"] = github.deploy_role.role_arn
+        for name, value in outputs.items():
             cdk.CfnOutput(self, name, value=value)
+        for name, value in (outputs | parameters).items():
             ssm.StringParameter(
-                self, f"{name}Parameter", parameter_name=contract.parameter_name(lab, name), string_value=value
+                self, f"{name}Parameter", parameter_name=contract.parameter_name(config.lab, name), string_value=value
             )

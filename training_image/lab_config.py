@@ -128,6 +128,13 @@ class LabConfig(BaseModel):
         return min(INSTANCES[name].gpus for name in self.acceptable_types)
 
     @property
+    def github_ids(self) -> tuple[int, int] | None:
+        """(owner, repository): both or none."""
+        if self.github_owner_id is None or self.github_repository_id is None:
+            return None
+        return self.github_owner_id, self.github_repository_id
+
+    @property
     def data_stack_name(self) -> str:
         return contract.DATA_STACK if self.lab == "default" else f"{self.lab}-{contract.DATA_STACK}"
 

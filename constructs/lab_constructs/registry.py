@@ -5,8 +5,9 @@ from aws_cdk import aws_ecr as ecr
 from aws_cdk import aws_iam as iam
 from constructs import Construct
 
-PUBLISH_ACTIONS = (
-    "ecr:DescribeRepositories",
+from lab_constructs.bootstrap import bootstrap_role_arn
+
+PUSH_ACTIONS = (
     "ecr:DescribeImages",
     "ecr:BatchCheckLayerAvailability",
     "ecr:InitiateLayerUpload",
@@ -16,6 +17,10 @@ PUBLISH_ACTIONS = (
     "ecr:BatchGetImage",
     "ecr:GetDownloadUrlForLayer",
 )
+RUN_TAG_PREFIX = "run-"
+"""Tag of an active run's image."""
+REPOSITORY_QUOTA = 100_000
+"""Images that ECR lets a repository hold: a rule that keeps as many expires none."""
 
 
 class Registry(Construct):
@@ -26,8 +31,9 @@ class Registry(Construct):
     policy suffices; ecr:GetAuthorizationToken the role has already).
 
     Args:
-        repository_name: fixed, because the asset publisher needs it at synth.
-        keep_images: newest images kept; older ones expire.
+        repository_name: fixed, because the asset publisher needs it at synth. A retained one is adopted again by
+            `cdk deploy DataStack --import-existing-resources`.
+        keep_images: newest images kept; older ones expire, except those of active runs.
     """
 
     def __init__(self, scope: Construct, construct_id: str, *, repository_name: str, keep_images: int = 50) -> None:
@@ -38,26 +44,26 @@ class Registry(Construct):
             repository_name=repository_name,
             image_scan_on_push=True,
             image_tag_mutability=ecr.TagMutability.IMMUTABLE,
-            removal_policy=cdk.RemovalPolicy.RETAIN,
+            # A first deploy that is rolled back takes it along; else the next one would fail with "already exists".
+            removal_policy=cdk.RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
             lifecycle_rules=[
+                # First, and so of the highest priority: an image that a rule matches is out of reach of those below.
+                ecr.LifecycleRule(
+                    description="active runs",
+                    tag_status=ecr.TagStatus.TAGGED,
+                    tag_prefix_list=[RUN_TAG_PREFIX],
+                    max_image_count=REPOSITORY_QUOTA,
+                ),
                 ecr.LifecycleRule(
                     description="untagged", tag_status=ecr.TagStatus.UNTAGGED, max_image_age=cdk.Duration.days(7)
                 ),
                 ecr.LifecycleRule(description="newest only", max_image_count=keep_images),
             ],
         )
-        stack = cdk.Stack.of(self)
-        qualifier = stack.synthesizer.bootstrap_qualifier or "hnb659fds"
-        publisher = stack.format_arn(
-            service="iam",
-            region="",
-            resource="role",
-            resource_name=f"cdk-{qualifier}-image-publishing-role-{stack.account}-{stack.region}",
-        )
         self.repository.add_to_resource_policy(
             iam.PolicyStatement(
                 sid="CdkPublishesImageAssets",
-                principals=[iam.ArnPrincipal(publisher)],
-                actions=list(PUBLISH_ACTIONS),
+                principals=[iam.ArnPrincipal(bootstrap_role_arn(self, "image-publishing"))],
+                actions=["ecr:DescribeRepositories", *PUSH_ACTIONS],
             )
         )

@@ -8,6 +8,8 @@ from constructs import Construct
 class Storage(Construct):
     """Training data in, results out: encrypted, versioned, private, TLS only, and kept when the stack is deleted.
 
+    A first deploy that is rolled back takes the empty buckets along instead of leaving two more at each try.
+
     Args:
         checkpoint_days: days until checkpoints expire; a run that still needs one after that has been forgotten.
         noncurrent_days: days that overwritten and deleted versions can still be restored.
@@ -48,16 +50,20 @@ class Storage(Construct):
         )
 
     def _bucket(self, construct_id: str, rules: list[s3.LifecycleRule]) -> s3.Bucket:
-        return s3.Bucket(
+        keep = cdk.RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE
+        bucket = s3.Bucket(
             self,
             construct_id,
             encryption=s3.BucketEncryption.S3_MANAGED,
             versioned=True,
             block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
             enforce_ssl=True,
-            removal_policy=cdk.RemovalPolicy.RETAIN,
+            removal_policy=keep,
             lifecycle_rules=rules,
         )
+        if bucket.policy is not None:
+            bucket.policy.apply_removal_policy(keep)  # a bucket that is kept stays TLS only
+        return bucket
 
     @staticmethod
     def _hygiene(noncurrent: cdk.Duration) -> s3.LifecycleRule:
