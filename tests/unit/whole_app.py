@@ -1,0 +1,67 @@
+"""Both stacks in one app, tagged as app.py tags them, for what must hold for the whole of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import aws_cdk as cdk
+from stack_support import FLAGS
+
+from stacks.data_stack import DataStack
+from stacks.training_stack import TrainingStack
+from training_image import contract
+from training_image.lab_config import LabConfig
+from training_image.settings import RunSettings
+
+VARIANTS = {
+    "default": LabConfig(),
+    "everything": LabConfig(
+        lab="second",
+        run="other",
+        instance_type="g5.xlarge",
+        instance_types=("g6.xlarge",),
+        use_spot=False,
+        availability_zone="us-east-1a",
+        ami_id="ami-0123456789abcdef0",
+        image_tag="v1",
+        training_command=("python", "-V"),
+        auto_shutdown=False,
+        alert_email="me@example.org",
+        cost_tag_active=True,
+        github_repository="me/lab",
+        github_owner_id=1,
+        github_repository_id=2,
+    ),
+    "default-vpc": LabConfig(create_vpc=False, max_spot_price=0.5, create_instance=False),
+    "own-vpc": LabConfig(
+        create_vpc=False,
+        vpc_id="vpc-0123456789abcdef0",
+        subnet_ids=("subnet-0123456789abcdef0", "subnet-0123456789abcdef1"),
+        github_repository="me/lab",
+        create_oidc_provider=False,
+    ),
+}
+"""One default, one with every option, one for each other network."""
+
+
+def whole_app(
+    config: LabConfig | None = None, settings: RunSettings | None = None
+) -> tuple[cdk.App, DataStack, TrainingStack]:
+    """The app, not yet synthesised."""
+    config = config or LabConfig()
+    app = cdk.App(context=FLAGS)
+    env = cdk.Environment(region=config.region)
+    data = DataStack(app, "DataStack", config=config, env=env, stack_name=config.data_stack_name)
+    training = TrainingStack(
+        app, "TrainingStack", config=config, settings=settings or RunSettings.model_construct(), env=env,
+        stack_name=config.training_stack_name,
+    )  # fmt: skip
+    cdk.Tags.of(app).add(contract.LAB_TAG, config.lab)
+    return app, data, training
+
+
+def templates(app: cdk.App) -> dict[str, dict[str, Any]]:
+    """Stack id -> resolved template."""
+    directory = Path(app.synth().directory)
+    found = [stack for stack in app.node.children if isinstance(stack, cdk.Stack)]
+    return {stack.node.id: json.loads((directory / stack.template_file).read_text()) for stack in found}
