@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training_image.masking import IGNORED
+from training_image.secrets import read_secret
 from training_image.settings import ModelSettings, RunSettings
 
 
@@ -59,8 +60,11 @@ def source(settings: ModelSettings, downloaded: Path) -> str:
     return str(downloaded)
 
 
-def load_base(base: str | Path, settings: RunSettings) -> tuple[Any, Any]:
+def load_base(base: str | Path, settings: RunSettings, *, token_secret: str | None = None) -> tuple[Any, Any]:
     """(model on its device, tokenizer). A tokenizer without a padding token pads with its end token.
+
+    Args:
+        token_secret: ARN of the secret with the Hub's token; read only for a model from the Hub.
 
     Raises:
         ModelError: if there is no such model, it may not be read, or it has no chat template.
@@ -68,15 +72,18 @@ def load_base(base: str | Path, settings: RunSettings) -> tuple[Any, Any]:
     device = device_for(use_cpu=settings.training.use_cpu)
     dtype = dtype_for(settings.model.torch_dtype, device)
     name, revision = settings.model.base_model, settings.model.revision
+    secret = None if name.startswith("s3://") else token_secret
+    token = read_secret(secret) if secret else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
-        model: Any = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(base, revision=revision, token=token)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, revision=revision, token=token, dtype=dtype)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # a full disk is not a wrong setting
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"Base model {name} could not be loaded: {reason} Check LLM_MODEL__BASE_MODEL and that you may read it."
+            + _access_advice(secret, token)
         ) from error
     if tokenizer.chat_template is None:
         raise ModelError(
@@ -85,6 +92,17 @@ def load_base(base: str | Path, settings: RunSettings) -> tuple[Any, Any]:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.to(device), tokenizer
+
+
+def _access_advice(secret: str | None, token: str | None) -> str:
+    if secret is None:
+        return ""
+    if token is None:
+        return (
+            " A gated or private model needs your Hugging Face token: aws secretsmanager put-secret-value "
+            f"--secret-id {secret} --secret-string file://token.txt"
+        )
+    return " For a gated model, accept its terms on its page with the account that the lab's Hugging Face token is of."
 
 
 def add_lora(model: Any, settings: RunSettings) -> Any:

@@ -94,7 +94,8 @@ def train(work: WorkDir) -> None:
     data = load(work.data, settings.data)
     _log.info("Data: %d training and %d held-out examples.", len(data.train), len(data.held_out))
     base = source(settings.model, work.model)
-    model, tokenizer = load_base(base, settings)
+    # Runs of an earlier version name no secret.
+    model, tokenizer = load_base(base, settings, token_secret=run.get("secrets", {}).get("hugging_face"))
     dataset = to_dataset(tokenizer, data.train, settings.training.max_length)
     model = add_lora(model, settings)
     before = _evaluate("before", work, progress, model, tokenizer, data.held_out, settings)
