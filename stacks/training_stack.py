@@ -43,10 +43,10 @@ class TrainingStack(cdk.Stack):
         )
         suffix = self._suffix()
         run_prefix = f"{config.run}-{suffix}"
-        training_bucket, outputs_bucket = (
+        training_bucket, outputs_bucket, hugging_face_arn = (
             # SSM-typed parameters: they follow a recreated DataStack, and a missing one names it.
             ssm.StringParameter.value_for_string_parameter(self, contract.parameter_name(config.lab, output))
-            for output in ("TrainingBucket", "OutputsBucket")
+            for output in ("TrainingBucket", "OutputsBucket", "HuggingFaceTokenSecretArn")
         )
         repository = ecr.Repository.from_repository_name(self, "Repository", repository_name)
         network = Network(self, "Network", availability_zone=config.availability_zone)
@@ -61,6 +61,7 @@ class TrainingStack(cdk.Stack):
             training_bucket=training_bucket,
             outputs_bucket=outputs_bucket,
             repository=repository,
+            secret_arns=[hugging_face_arn],
             acceptable_types=config.acceptable_types,
             use_spot=config.use_spot,
             max_spot_price=config.max_spot_price,
@@ -80,6 +81,7 @@ class TrainingStack(cdk.Stack):
                 "region": self.region,
                 "group": compute.group.auto_scaling_group_name,
                 "create_instance": config.create_instance,
+                "new_run": config.new_run,
                 "use_spot": config.use_spot,
                 "instance_types": list(config.acceptable_types),
                 "gpus": 0 if settings.training.use_cpu else config.gpus,
@@ -90,6 +92,7 @@ class TrainingStack(cdk.Stack):
                 "image": self._image(config.image_tag, repository),
                 "training_bucket": training_bucket,
                 "outputs_bucket": outputs_bucket,
+                "secrets": {"hugging_face": hugging_face_arn},  # where the token is, not the token
                 "data_uri": settings.data.uri or f"s3://{training_bucket}/data/",
                 "settings": settings.model_dump(mode="json"),
             },

@@ -76,6 +76,8 @@ SCHEDULED_ACTION_NAME = "deadline"
 
 DATA_STACK, TRAINING_STACK = "DataStack", "TrainingStack"
 """What the operator types after ``cdk deploy``, whatever the lab and the run are called."""
+LIVE_LIMITS = ("max_runtime_hours", "auto_shutdown")
+"""What a deploy may change under an active run. ``control.json`` then holds the run's new ``limits``."""
 METRIC_NAMESPACE = "LLMTuningLab"
 
 # --- tags and parameter names -------------------------------------------------------------------------------------
@@ -121,7 +123,8 @@ class RunKeys:
 
     @property
     def control(self) -> str:
-        """Stop requests, e.g. ``{"stop": {"reason": "stopped", "detail": "...", "at": "<ISO>"}}``."""
+        """What changed since the run began; only the controller writes it. ``{"stop": {"reason": "stopped", "detail":
+        "...", "at": "<ISO>"}, "limits": {"deadline": "<ISO>", "auto_shutdown": true}}``, each key only if so."""
         return f"{self.prefix}control.json"
 
     @property
@@ -226,6 +229,11 @@ COMPLETE_MARKER = "COMPLETE"
 def settings_digest(settings: dict[str, Any]) -> str:
     """sha256 over the canonical JSON of ``settings``: what a checkpoint and an update are compared by."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def in_force(run: dict[str, Any], control: dict[str, Any] | None) -> dict[str, Any]:
+    """``run.json`` with the limits that hold now."""
+    return {**run, **(control or {}).get("limits", {})}
 
 
 def utc_now() -> str:

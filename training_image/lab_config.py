@@ -37,6 +37,8 @@ class LabConfig(BaseModel):
     """None: the region of the CLI's credentials."""
     create_instance: bool = True
     """False: everything but a run. Set while a run is active, it stops that run with a checkpoint."""
+    new_run: str | None = Field(None, min_length=1, max_length=64)
+    """Another word than last time starts another run with the same settings: ``-c new_run=again``."""
     instance_type: str = "g5.xlarge"
     instance_types: tuple[str, ...] = ()
     """More acceptable types, with at least as many GPUs; spot takes whichever is cheapest and least likely to go."""

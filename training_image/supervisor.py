@@ -31,6 +31,7 @@ from training_image.contract import (
     SupervisorExit,
     TrainerExit,
     WorkDir,
+    in_force,
     utc_now,
 )
 from training_image.decisions import CRASHED, Cause, Stop, verdict
@@ -87,9 +88,8 @@ class Supervisor:
         if self._store.read(self._keys.outcome) is not None:
             log.info("The run has ended before")
             return SupervisorExit.RUN_ENDED
-        if stop := watch.control_stop(self._store, self._keys) or watch.deadline_stop(
-            self._run.deadline, datetime.now(UTC)
-        ):
+        control = self._control()
+        if stop := watch.control_stop(control) or watch.deadline_stop(self._deadline, datetime.now(UTC)):
             return self._end(stop.reason or Reason.STOPPED, f"{stop.detail}, before this box began")
         if not self._claim():
             return self._end(Reason.FAILED, f"All {self._run.max_attempts} attempts of the run were used up")
@@ -145,11 +145,19 @@ class Supervisor:
         return self._conclude(gone, stop, self._reporter)
 
     def _look_at_box(self) -> Stop | None:
-        return watch.deadline_stop(self._run.deadline, datetime.now(UTC)) or self._imds.notice()
+        return watch.deadline_stop(self._deadline, datetime.now(UTC)) or self._imds.notice()
 
     def _look_at_run(self) -> Stop | None:
         newer = watch.newer_claim(self._store, self._keys, self._attempt)
-        return newer or watch.control_stop(self._store, self._keys)
+        return newer or watch.control_stop(self._control())
+
+    def _control(self) -> dict[str, Any]:
+        """What changed since the run began; takes over the limits that hold now."""
+        control = self._store.read_json(self._keys.control) or {}
+        self._deadline = datetime.fromisoformat(
+            in_force({"deadline": self._run.deadline.isoformat()}, control)["deadline"]
+        )
+        return dict(control)
 
     def _wait_until_gone(self) -> tuple[Gone, Stop | None]:
         trainer: TrainerProcess | None = None

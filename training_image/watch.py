@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 from training_image.contract import DEADLINE_MARGIN_SECONDS, Reason, RunKeys
 from training_image.decisions import Cause, Stop
@@ -21,9 +22,9 @@ def deadline_stop(deadline: datetime, now: datetime) -> Stop | None:
     return Stop(Cause.DEADLINE, f"the run's deadline is {deadline.isoformat()}", Reason.EXPIRED)
 
 
-def control_stop(store: Store, keys: RunKeys) -> Stop | None:
-    """The controller asked for a checkpoint and the end of the run."""
-    request = (store.read_json(keys.control) or {}).get("stop")
+def control_stop(control: dict[str, Any]) -> Stop | None:
+    """The controller asked for a checkpoint and the end of the run. ``control`` as in ``RunKeys.control``."""
+    request = control.get("stop")
     if not request:
         return None
     reason = request.get("reason")

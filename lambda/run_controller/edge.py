@@ -47,6 +47,8 @@ def serve(event: dict[str, Any], remaining_ms: Callable[[], int]) -> dict[str, s
         raise Refused(decision.sentence)
     if decision.action is Action.START:
         return {"RunId": controller.start(request.request_id)}
+    if decision.action is Action.LIMIT and current is not None:
+        controller.limit(current)
     if decision.action is Action.STOP:
         controller.stop(current, decision.sentence)
     return {"RunId": current.run_id if current else "none"}
@@ -106,6 +108,19 @@ class Controller:
         self._scale(minimum=0, maximum=1, desired=1)
         return str(run["run_id"])
 
+    def limit(self, current: Current) -> None:
+        """Put this request's limits in force: the box and the terminator read them, killer 3 is moved."""
+        keys = contract.RunKeys(current.run_id)
+        run = self._read(keys.run) or {}
+        deadline = self._deadline(datetime.fromisoformat(run["created_at"]))
+        limits = {name: self.spec[name] for name in contract.LIVE_LIMITS}
+        limits["deadline"] = deadline.isoformat(timespec="seconds")
+        self._write(keys.control, {**(self._read(keys.control) or {}), "limits": limits})
+        self._arm(deadline)
+
+    def _deadline(self, started: datetime) -> datetime:
+        return started + timedelta(hours=self.spec["max_runtime_hours"])
+
     def _remove_kept_box(self) -> None:
         """A box kept for review after an earlier run (auto_shutdown=false) holds the one place that the group has."""
         if self._boxes():
@@ -117,7 +132,7 @@ class Controller:
         if current is not None and not current.ended:
             keys = contract.RunKeys(current.run_id)
             request = {"reason": contract.Reason.STOPPED, "detail": why, "at": contract.utc_now()}
-            self._write(keys.control, {"stop": request})
+            self._write(keys.control, {**(self._read(keys.control) or {}), "stop": request})
             self._wait(DRAIN_WAIT_SECONDS, lambda: self._read(keys.outcome) is not None or not self._boxes())
         self._scale(minimum=0, maximum=0, desired=0)
         if not self._wait(DRAIN_WAIT_SECONDS, lambda: not self._boxes()):
@@ -134,7 +149,7 @@ class Controller:
             "run_id": run_id,
             "request_id": request_id,
             "created_at": started.isoformat(timespec="seconds"),
-            "deadline": (started + timedelta(hours=spec["max_runtime_hours"])).isoformat(timespec="seconds"),
+            "deadline": self._deadline(started).isoformat(timespec="seconds"),
             **{name: spec[name] for name in _COPIED},
             "image": self._pinned(spec["image"]),
             "settings_sha256": contract.settings_digest(spec["settings"]),
@@ -155,7 +170,8 @@ class Controller:
         self._autoscaling.put_scheduled_update_group_action(
             AutoScalingGroupName=self._group,
             ScheduledActionName=contract.SCHEDULED_ACTION_NAME,
-            StartTime=deadline + timedelta(seconds=contract.SCHEDULED_ACTION_MARGIN_SECONDS),
+            # A deadline moved into the past leaves the box the same time to stop with a checkpoint.
+            StartTime=max(deadline, datetime.now(UTC)) + timedelta(seconds=contract.SCHEDULED_ACTION_MARGIN_SECONDS),
             MinSize=0,
             MaxSize=0,
             DesiredCapacity=0,
@@ -164,6 +180,7 @@ class Controller:
     def _closed(self, run: dict[str, Any]) -> bool:
         """Whether a run without an outcome can no longer get one; if so, write it."""
         group = self._describe()
+        run = contract.in_force(run, self._read(contract.RunKeys(run["run_id"]).control))
         overdue = datetime.now(UTC) > datetime.fromisoformat(run["deadline"]) + timedelta(
             seconds=contract.SCHEDULED_ACTION_MARGIN_SECONDS
         )
@@ -250,6 +267,7 @@ _COPIED = (
     "gpus",
     "training_bucket",
     "outputs_bucket",
+    "secrets",
     "data_uri",
     "settings",
     "training_command",

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from training_image.contract import settings_digest
+from training_image.contract import LIVE_LIMITS, settings_digest
 
 
 class Action(StrEnum):
     START = "start"  # mint a run (or finish minting it, when CloudFormation delivers twice) and ask for its box
+    LIMIT = "limit"  # change the active run's limits, every killer with it, and nothing else
     STOP = "stop"  # checkpoint, end the box, outcome
     REFUSE = "refuse"  # answer FAILED; nothing was changed
     NOTHING = "nothing"
@@ -34,6 +35,7 @@ class Current:
     run_id: str
     request_id: str
     spec: dict[str, Any]
+    """As its run started; limits may have been changed since."""
     ended: bool
 
 
@@ -57,7 +59,7 @@ def decide(request: Request, current: Current | None) -> Decision:
             return Decision(Action.STOP, "create_instance=false was deployed")
         return Decision(Action.NOTHING, "create_instance is false")
     if current is not None and _same(request.spec, current.spec) and not _switched_on(request):
-        return Decision(Action.NOTHING, f"run {current.run_id} has these settings already")
+        return _limits(request, current, "has these settings already")
     if current is not None and active:
         return Decision(
             Action.REFUSE,
@@ -67,16 +69,26 @@ def decide(request: Request, current: Current | None) -> Decision:
     return Decision(Action.START, "no run of this stack is active")
 
 
+def _limits(request: Request, current: Current, otherwise: str) -> Decision:
+    """Limits are the one thing that may change under a run; those of an ended run are nobody's."""
+    changed = [
+        name for name in LIVE_LIMITS if request.old_spec is not None and request.spec[name] != request.old_spec[name]
+    ]
+    if not changed:
+        return Decision(Action.NOTHING, f"run {current.run_id} {otherwise}")
+    if current.ended:
+        return Decision(Action.NOTHING, f"run {current.run_id} has ended: {', '.join(changed)} holds for the next run")
+    return Decision(Action.LIMIT, f"{', '.join(changed)} of run {current.run_id} changes now")
+
+
 def _roll_back(request: Request, current: Current | None) -> Decision:
-    """The failed update's properties arrive as the old ones: end what they started, and nothing else."""
-    started_by_failed_update = (
-        current is not None
-        and not current.ended
-        and request.old_spec is not None
-        and _same(current.spec, request.old_spec)
-        and not _same(current.spec, request.spec)
-    )
-    if started_by_failed_update:
+    """The failed update's properties arrive as the old ones: end what they started, take back the limits that they
+    changed, and nothing else."""
+    if current is None or current.ended or request.old_spec is None:
+        return Decision(Action.NOTHING, "the stack is rolling back")
+    if _same(current.spec, request.spec):
+        return _limits(request, current, "is not touched by the rollback")
+    if _same(current.spec, request.old_spec):
         return Decision(Action.STOP, "the update that started this run is being rolled back")
     return Decision(Action.NOTHING, "the stack is rolling back")
 
@@ -85,6 +97,10 @@ def _switched_on(request: Request) -> bool:
     return request.old_spec is not None and not request.old_spec["create_instance"]
 
 
-def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Same run, whether or not an instance is asked for."""
-    return settings_digest({**one, "create_instance": None}) == settings_digest({**other, "create_instance": None})
+def _same(wanted: dict[str, Any], has: dict[str, Any]) -> bool:
+    """Whether ``wanted`` asks for the run that ``has`` describes: the same but for limits and for whether an instance
+    is asked for at all. A ``new_run`` that is no longer given asks for nothing."""
+    aside = dict.fromkeys(("create_instance", *LIVE_LIMITS))
+    if wanted["new_run"] is None:
+        aside["new_run"] = None
+    return settings_digest({**wanted, **aside}) == settings_digest({**has, **aside})

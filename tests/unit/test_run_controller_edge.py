@@ -20,6 +20,7 @@ SPEC = {
     "region": "us-west-2",
     "group": "group-1",
     "create_instance": True,
+    "new_run": None,
     "use_spot": True,
     "instance_types": ["g5.xlarge"],
     "gpus": 1,
@@ -30,6 +31,7 @@ SPEC = {
     "image": "1.dkr.ecr.us-west-2.amazonaws.com/lab/images:v1",
     "training_bucket": "in",
     "outputs_bucket": "out",
+    "secrets": {"hugging_face": "arn:aws:secretsmanager:us-west-2:1:secret:token"},
     "data_uri": "s3://in/data/",
     "settings": {"training": {"seed": 1}},
 }
@@ -194,6 +196,35 @@ def test_an_active_run_refuses_a_change_and_is_left_alone(aws):
         serve("Update", {**SPEC, "settings": {}}, "request-2", old=SPEC)
     assert aws.s3.objects == before
     assert aws.autoscaling.group["DesiredCapacity"] == 1
+
+
+def test_new_limits_reach_the_run_and_killer_3_and_nothing_else(aws):
+    run_id = serve()
+    frozen = aws.s3.objects[f"runs/{run_id}/run.json"]
+    longer = {**SPEC, "max_runtime_hours": 5, "auto_shutdown": False}
+    assert serve("Update", longer, "request-2", old=SPEC) == run_id
+    limits = aws.s3.json(f"runs/{run_id}/control.json")["limits"]
+    deadline = datetime.fromisoformat(limits["deadline"])
+    assert deadline - datetime.fromisoformat(json.loads(frozen)["created_at"]) == timedelta(hours=5)
+    assert limits["auto_shutdown"] is False
+    assert aws.autoscaling.actions[-1]["StartTime"] - deadline == timedelta(minutes=10)
+    assert aws.s3.objects[f"runs/{run_id}/run.json"] == frozen
+    assert aws.autoscaling.group["DesiredCapacity"] == 1
+    assert contract.in_force(json.loads(frozen), {"limits": limits})["deadline"] == limits["deadline"]
+    # A stop that follows keeps them: the box still needs its deadline.
+    serve("Delete", longer, "request-3", remaining_ms=60_100)
+    assert set(aws.s3.json(f"runs/{run_id}/control.json")) == {"limits", "stop"}
+
+
+def test_a_deadline_moved_into_the_past_still_leaves_time_for_a_checkpoint(aws):
+    run_id = serve()
+    key = f"runs/{run_id}/run.json"
+    old = aws.s3.json(key)
+    old["created_at"] = (datetime.now(UTC) - timedelta(hours=1.5)).isoformat()
+    aws.s3.objects[key] = json.dumps(old).encode()
+    serve("Update", {**SPEC, "max_runtime_hours": 1}, "request-2", old=SPEC)
+    left = aws.autoscaling.actions[-1]["StartTime"] - datetime.now(UTC)
+    assert timedelta(minutes=9) < left <= timedelta(minutes=10)
 
 
 def test_delete_asks_waits_within_its_time_and_takes_the_capacity_away(aws):

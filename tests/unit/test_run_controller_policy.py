@@ -4,8 +4,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from policy import Action, Current, Request, decide
 
-SPEC = {"create_instance": True, "destroy_command": "cdk destroy TrainingStack", "settings": {"lr": 1}}
+SPEC = {
+    "create_instance": True,
+    "new_run": None,
+    "destroy_command": "cdk destroy TrainingStack",
+    "settings": {"lr": 1},
+    "max_runtime_hours": 12,
+    "auto_shutdown": True,
+}
 OTHER = {**SPEC, "settings": {"lr": 2}}
+LONGER = {**SPEC, "max_runtime_hours": 24}
+AGAIN = {**SPEC, "new_run": "again"}
 OFF = {**SPEC, "create_instance": False}
 
 
@@ -57,13 +66,37 @@ def test_a_rollback_ends_what_the_failed_update_started_and_nothing_else():
     assert decide(request(spec=SPEC, old=OTHER, rolling_back=True), untouched).action is Action.NOTHING
 
 
-specs = st.sampled_from([SPEC, OTHER, OFF])
+def test_limits_change_under_an_active_run_and_nothing_else_does():
+    assert decide(request(spec=LONGER, old=SPEC), run()).action is Action.LIMIT
+    assert decide(request(spec={**LONGER, "settings": {"lr": 2}}, old=SPEC), run()).action is Action.REFUSE
+
+
+def test_limits_of_an_ended_run_start_nothing():
+    decision = decide(request(spec=LONGER, old=SPEC), run(ended=True))
+    assert decision.action is Action.NOTHING
+    assert "max_runtime_hours holds for the next run" in decision.sentence
+
+
+def test_a_rollback_takes_limits_back():
+    assert decide(request(spec=SPEC, old=LONGER, rolling_back=True), run()).action is Action.LIMIT
+
+
+def test_new_run_starts_another_with_the_same_settings_once():
+    assert decide(request(spec=AGAIN, old=SPEC), run(ended=True)).action is Action.START
+    assert decide(request(spec=AGAIN, old=SPEC), run()).action is Action.REFUSE
+    assert decide(request(spec=AGAIN, old=AGAIN), run(spec=AGAIN, ended=True)).action is Action.NOTHING
+    assert decide(request(spec=SPEC, old=AGAIN), run(spec=AGAIN, ended=True)).action is Action.NOTHING, "left out again"
+
+
+specs = st.sampled_from([SPEC, OTHER, OFF, LONGER, AGAIN])
 currents = st.none() | st.builds(run, spec=specs, ended=st.booleans(), request_id=st.sampled_from(["old", "new"]))
 
 
 @given(specs, st.none() | specs, currents)
 def test_a_rollback_is_never_refused_and_never_starts_anything(spec, old, current):
-    assert decide(request(spec=spec, old=old, rolling_back=True), current).action in (Action.NOTHING, Action.STOP)
+    assert decide(request(spec=spec, old=old, rolling_back=True), current).action in (
+        Action.NOTHING, Action.STOP, Action.LIMIT
+    )  # fmt: skip
 
 
 @given(specs, currents)
@@ -76,3 +109,12 @@ def test_no_request_starts_a_second_run_beside_an_active_one(spec, old, current,
     decision = decide(request(kind, spec=spec, old=old), current)
     if decision.action is Action.START and current is not None and not current.ended:
         assert current.request_id == "new", "only the request that began this run may go on with it"
+
+
+@given(specs, st.none() | specs, currents, st.booleans())
+def test_limits_never_change_on_a_run_that_has_other_settings_or_has_ended(spec, old, current, rolling_back):
+    decision = decide(request(spec=spec, old=old, rolling_back=rolling_back), current)
+    if decision.action is Action.LIMIT:
+        assert current is not None
+        assert not current.ended
+        assert current.spec["settings"] == spec["settings"]

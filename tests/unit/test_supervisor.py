@@ -174,6 +174,23 @@ def test_a_deadline_during_training_leaves_a_verified_checkpoint(lab):
     assert verified_step(lab) == 3
 
 
+def test_a_deadline_brought_forward_while_it_trains_is_obeyed(lab):
+    lab.start_run("hold=3")
+    box = lab.holding(3)
+    lab.store.put_json(lab.keys.control, {"limits": {"deadline": datetime.now(UTC).isoformat()}})
+    assert lab.ended(box) == SupervisorExit.RUN_ENDED
+    assert lab.outcome()["reason"] == "expired"
+    assert verified_step(lab) == 3
+
+
+def test_a_deadline_put_off_before_this_box_began_is_obeyed(lab):
+    lab.start_run(deadline=datetime.now(UTC).isoformat())
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    lab.store.put_json(lab.keys.control, {"limits": {"deadline": later}})
+    assert lab.run_box() == SupervisorExit.RUN_ENDED
+    assert lab.outcome()["reason"] == "succeeded"
+
+
 def test_a_run_that_has_ended_is_left_alone(lab):
     lab.start_run()
     lab.store.put_json(lab.keys.outcome, {"reason": "stopped"})
