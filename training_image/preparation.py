@@ -38,6 +38,9 @@ class RunFile(BaseModel):
     settings: dict[str, Any]
     settings_sha256: str
     training_command: list[str] | None = None
+    stack_name: str | None = None
+    log_group: str | None = None
+    """For CloudWatch; absent from a run whose stack has none."""
 
     @property
     def base_model(self) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from training_image import checkpoints, ending, watch
+from training_image.cloudwatch import published
 from training_image.contract import (
     DRAIN_SECONDS,
     Actor,
@@ -139,10 +140,19 @@ class Supervisor:
         for poller in pollers:
             poller.start()
         threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
-        gone, stop = self._wait_until_gone()
-        for poller in pollers:
-            poller.end()
-        return self._conclude(gone, stop, self._reporter)
+        with published(
+            self._run,
+            self._keys.run_id,
+            self._work,
+            attempt=self._attempt,
+            log_file=self._tee.path,
+            durable_step=self._durable_step,
+            interval=self._options.interval,
+        ):
+            gone, stop = self._wait_until_gone()
+            for poller in pollers:
+                poller.end()
+            return self._conclude(gone, stop, self._reporter)
 
     def _look_at_box(self) -> Stop | None:
         return watch.deadline_stop(self._deadline, datetime.now(UTC)) or self._imds.notice()
