@@ -1,4 +1,7 @@
-"""Findings of cdk-nag that are accepted: each by its own id, with its reason, beside the code that causes it."""
+"""Findings of the checkers that are accepted: each by its own id, with its reason, beside the code that causes it.
+
+cdk-nag reads them from the construct tree, cfn-lint and checkov from the resource's metadata in the template.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,36 @@ import aws_cdk as cdk
 from constructs import IConstruct
 
 
-def acknowledge(construct: IConstruct, rule: str, reason: str) -> None:
-    """Accept one finding on ``construct``; ``rule`` as cdk-nag prints it without its pack, e.g. ``AwsSolutions-S1``."""
-    cdk.Validations.of(construct).acknowledge(cdk.Acknowledgment(id=f"AwsSolutions::{rule}", reason=reason))
+def acknowledge(construct: IConstruct, reason: str, *findings: str) -> None:
+    """Accept ``findings`` on the one resource of ``construct``, all for the same reason.
+
+    Args:
+        findings: ids as the checkers print them: ``AwsSolutions-S1`` (cdk-nag), ``CKV_AWS_18`` (checkov), ``W3005``
+            (cfn-lint).
+    """
+    resource = construct if cdk.CfnResource.is_cfn_resource(construct) else construct.node.default_child
+    if not isinstance(resource, cdk.CfnResource):
+        raise TypeError(f"{construct.node.path} is not one resource; acknowledge a finding where it is.")
+    for finding in findings:
+        if finding.startswith("AwsSolutions-"):
+            acknowledgment = cdk.Acknowledgment(id=f"AwsSolutions::{finding}", reason=reason)
+            cdk.Validations.of(construct).acknowledge(acknowledgment)
+        elif finding.startswith("CKV"):
+            skipped = (resource.get_metadata("checkov") or {"skip": []})["skip"]
+            resource.add_metadata("checkov", {"skip": [*skipped, {"id": finding, "comment": reason}]})
+        else:
+            known = resource.get_metadata("cfn-lint") or {"config": {"ignore_checks": []}, "reasons": {}}
+            ignored = [*known["config"]["ignore_checks"], finding]
+            reasons = {**known["reasons"], finding: reason}
+            resource.add_metadata("cfn-lint", {"config": {"ignore_checks": ignored}, "reasons": reasons})
 
 
 def acknowledge_wildcards(role: IConstruct, resources: Sequence[str], reason: str) -> None:
-    """Accept the wildcards in ``resources`` of one statement, and in no other statement of the role's policy."""
+    """Accept the wildcards in ``resources`` of one statement of the role's policy (cdk-nag's AwsSolutions-IAM5)."""
     for resource in resources:
         text = _flat(cdk.Stack.of(role).resolve(resource))
         if "*" in text:
-            acknowledge(role, f"AwsSolutions-IAM5[Resource::{text}]", reason)
+            acknowledge(role, reason, f"AwsSolutions-IAM5[Resource::{text}]")
 
 
 def _flat(value: Any) -> str:

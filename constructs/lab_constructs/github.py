@@ -1,13 +1,12 @@
 """GitHub Actions' way into the account: no key stored anywhere, one repository, two roles."""
 
-from collections.abc import Sequence
-
 import aws_cdk as cdk
 from aws_cdk import aws_ecr as ecr
 from aws_cdk import aws_iam as iam
 from constructs import Construct
 
 from lab_constructs.bootstrap import bootstrap_role_arn
+from lab_constructs.permissions import allow
 from lab_constructs.registry import PUSH_ACTIONS
 
 ISSUER = "token.actions.githubusercontent.com"
@@ -63,9 +62,14 @@ class Github(Construct):
             subject(repository, f"ref:refs/heads/{branch}", ids),
             f"Pushes training images from {repository}, branch {branch}",
         )
-        # AWS offers no resource for the token; what it may be used for is decided by the statement below.
-        self._allow(self.push_role, "LogsInToRegistry", ["ecr:GetAuthorizationToken"], ["*"])
-        self._allow(self.push_role, "PushesImages", PUSH_ACTIONS, [images.repository_arn])
+        allow(
+            self.push_role,
+            "LogsInToRegistry",
+            ["ecr:GetAuthorizationToken"],
+            ["*"],
+            wildcard="AWS offers no resource for the token; what it is good for is decided by the next statement.",
+        )
+        allow(self.push_role, "PushesImages", PUSH_ACTIONS, [images.repository_arn])
         self.deploy_role = self._role(
             "DeployRole",
             provider_arn,
@@ -73,7 +77,7 @@ class Github(Construct):
             f"Deploys the lab from {repository}, environment {environment}",
         )
         bootstrap_roles = [bootstrap_role_arn(self, kind) for kind in BOOTSTRAP_ROLES]
-        self._allow(self.deploy_role, "AssumesBootstrapRoles", ["sts:AssumeRole"], bootstrap_roles)
+        allow(self.deploy_role, "AssumesBootstrapRoles", ["sts:AssumeRole"], bootstrap_roles)
 
     def _provider_arn(self, create: bool) -> str:
         if not create:
@@ -102,7 +106,3 @@ class Github(Construct):
             description=description,
             max_session_duration=cdk.Duration.hours(1),
         )
-
-    @staticmethod
-    def _allow(role: iam.Role, sid: str, actions: Sequence[str], resources: Sequence[str]) -> None:
-        role.add_to_policy(iam.PolicyStatement(sid=sid, actions=list(actions), resources=list(resources)))

@@ -5,6 +5,7 @@ from aws_cdk import aws_ecr as ecr
 from aws_cdk import aws_iam as iam
 from constructs import Construct
 
+from lab_constructs.acknowledge import acknowledge
 from lab_constructs.bootstrap import bootstrap_role_arn
 
 PUSH_ACTIONS = (
@@ -59,6 +60,11 @@ class Registry(Construct):
                 ),
                 ecr.LifecycleRule(description="newest only", max_image_count=keep_images),
             ],
+        )
+        acknowledge(
+            self.repository,
+            "Encrypted with ECR's own key: the images hold public packages and this repository's code, no data.",
+            "CKV_AWS_136",
         )
         self.repository.add_to_resource_policy(
             iam.PolicyStatement(
