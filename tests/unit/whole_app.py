@@ -1,6 +1,10 @@
-"""Both stacks in one app, tagged as app.py tags them, for what must hold for the whole of them."""
+"""Both stacks in one app, tagged as app.py tags them, for what must hold for the whole of them.
+
+Run as a program, it writes every variant's templates into a directory.
+"""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +69,17 @@ def templates(app: cdk.App) -> dict[str, dict[str, Any]]:
     directory = Path(app.synth().directory)
     found = [stack for stack in app.node.children if isinstance(stack, cdk.Stack)]
     return {stack.node.id: json.loads((directory / stack.template_file).read_text()) for stack in found}
+
+
+def write_all(directory: Path) -> list[Path]:
+    """Every template of every variant as ``<variant>-<stack>.json``."""
+    files = []
+    for variant, config in VARIANTS.items():
+        for stack, template in templates(whole_app(config)[0]).items():
+            files.append(directory / f"{variant}-{stack}.json")
+            files[-1].write_text(json.dumps(template, indent=1))
+    return files
+
+
+if __name__ == "__main__":
+    write_all(Path(sys.argv[1]))
