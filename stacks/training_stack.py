@@ -11,6 +11,7 @@ from constructs import Construct
 
 from lab_constructs.compute import Compute
 from lab_constructs.network import Network
+from lab_constructs.observability import Observability
 from lab_constructs.training_run import TrainingRun
 from training_image import contract
 from training_image.lab_config import LabConfig
@@ -69,6 +70,8 @@ class TrainingStack(cdk.Stack):
             volume_throughput=config.volume_throughput,
             ami_id=config.ami_id,
         )
+        observability = Observability(self, "Observability", group=compute.group)
+        observability.grant_publish(compute.role)
         run = TrainingRun(
             self,
             "Run",
@@ -92,6 +95,7 @@ class TrainingStack(cdk.Stack):
                 "image": self._image(config.image_tag, repository),
                 "training_bucket": training_bucket,
                 "outputs_bucket": outputs_bucket,
+                "log_group": observability.log_group.log_group_name,
                 "secrets": {"hugging_face": hugging_face_arn},  # where the token is, not the token
                 "data_uri": settings.data.uri or f"s3://{training_bucket}/data/",
                 "settings": settings.model_dump(mode="json"),
@@ -100,8 +104,8 @@ class TrainingStack(cdk.Stack):
             repository=repository,
             run_prefix=run_prefix,
         )
-        run.after(network, compute)
-        self._outputs(compute, run, outputs_bucket, run_prefix)
+        run.after(network, compute, observability)
+        self._outputs(compute, observability, run, outputs_bucket, run_prefix)
 
     def _suffix(self) -> str:
         """First group of the stack id's UUID: another one for every incarnation of the stack."""
@@ -116,7 +120,9 @@ class TrainingStack(cdk.Stack):
             self, "Image", directory=str(IMAGE_DIRECTORY), platform=ecr_assets.Platform.LINUX_AMD64
         ).image_uri
 
-    def _outputs(self, compute: Compute, run: TrainingRun, outputs_bucket: str, run_prefix: str) -> None:
+    def _outputs(
+        self, compute: Compute, observability: Observability, run: TrainingRun, outputs_bucket: str, run_prefix: str
+    ) -> None:
         group = compute.group.auto_scaling_group_name
         instance = (
             f"aws autoscaling describe-auto-scaling-groups --auto-scaling-group-names {group} "
@@ -126,6 +132,8 @@ class TrainingStack(cdk.Stack):
             "AutoScalingGroupName": group,
             "RunId": run.run_id,
             "RunPrefix": f"s3://{outputs_bucket}/runs/{run_prefix}-",
+            "DashboardUrl": observability.dashboard_url,
+            "TrainingLog": observability.log_group.log_group_name,
             "ConnectCommand": f'aws ssm start-session --target "$({instance})"',
         }
         for name, value in values.items():

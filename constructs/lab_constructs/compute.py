@@ -28,6 +28,7 @@ class Compute(Construct):
 
     Args:
         run_prefix: what every run id of this stack starts with; the role may write nothing else.
+        secret_arns: the tokens that the trainer reads; no other secret.
         acceptable_types: spot: a set, the cheapest and safest pool wins; on-demand: an order.
         volume_size: GB of the encrypted gp3 root volume.
         volume_throughput: MiB/s of it.
@@ -48,6 +49,7 @@ class Compute(Construct):
         training_bucket: str,
         outputs_bucket: str,
         repository: ecr.IRepository,
+        secret_arns: Sequence[str],
         acceptable_types: Sequence[str],
         use_spot: bool,
         max_spot_price: float | None,
@@ -66,6 +68,7 @@ class Compute(Construct):
         self._allow_data_and_results(training_bucket, outputs_bucket, run_prefix)
         self._allow_ending_itself()
         self._allow_session_manager()
+        self._allow("ReadsTokens", ["secretsmanager:GetSecretValue"], list(secret_arns))
         repository.grant_pull(self.role)
         tags = {"Name": scope.node.path, contract.LAB_TAG: lab, contract.STACK_TAG: stack_suffix}
         template = self._launch_template(security_group, outputs_bucket, volume_size, volume_throughput, ami_id, tags)
@@ -77,6 +80,8 @@ class Compute(Construct):
             vpc_subnets=ec2.SubnetSelection(subnet_type=ec2.SubnetType.PUBLIC),
             min_capacity=0,
             max_capacity=1,
+            # AWS counts the instances only where asked to; it costs nothing.
+            group_metrics=[autoscaling.GroupMetrics(autoscaling.GroupMetric.IN_SERVICE_INSTANCES)],
             mixed_instances_policy=autoscaling.MixedInstancesPolicy(
                 launch_template=template,
                 launch_template_overrides=[

@@ -268,6 +268,7 @@ _COPIED = (
     "training_bucket",
     "outputs_bucket",
     "secrets",
+    "log_group",
     "data_uri",
     "settings",
     "training_command",

@@ -31,6 +31,7 @@ SPEC = {
     "image": "1.dkr.ecr.us-west-2.amazonaws.com/lab/images:v1",
     "training_bucket": "in",
     "outputs_bucket": "out",
+    "log_group": "training-log",
     "secrets": {"hugging_face": "arn:aws:secretsmanager:us-west-2:1:secret:token"},
     "data_uri": "s3://in/data/",
     "settings": {"training": {"seed": 1}},
