@@ -1,4 +1,4 @@
-"""What the emulator lacks for this lab outside Auto Scaling: ECR, EC2, SSM, IAM and the TLS flag.
+"""What the emulator lacks for this lab outside Auto Scaling and CloudFormation: ECR, EC2, SSM, IAM and the TLS flag.
 
 Each function closes one gap (listed in docs/local-cloud.md) through hooks that are checked when it is applied.
 """
@@ -9,6 +9,7 @@ import json
 from typing import Any
 from urllib.parse import parse_qs
 
+from lab.local_cloud import cloudformation_patches, observability_patches
 from lab.local_cloud.hooks import Module
 
 ACCOUNT = "000000000000"
@@ -25,7 +26,7 @@ GPU_AMI_PARAMETERS = tuple(
 
 
 def apply() -> None:
-    """Apply every patch of this module.
+    """Apply every patch of this module and of CloudFormation's.
 
     Raises:
         IncompatibleEmulatorError: a hook is missing.
@@ -38,6 +39,8 @@ def apply() -> None:
     iam_service_linked_roles()
     ecr_denial_names_the_repository()
     tls_everywhere()
+    cloudformation_patches.apply()
+    observability_patches.apply()
 
 
 def ecr_absent_tag() -> None:
