@@ -11,6 +11,8 @@ from aws_cdk import aws_ecr as ecr
 from aws_cdk import aws_iam as iam
 from constructs import Construct
 
+from lab_constructs.acknowledge import acknowledge
+from lab_constructs.permissions import allow
 from training_image import contract
 
 USER_DATA = Path(__file__).with_name("user_data.sh")
@@ -68,8 +70,8 @@ class Compute(Construct):
         self._allow_data_and_results(training_bucket, outputs_bucket, run_prefix)
         self._allow_ending_itself()
         self._allow_session_manager()
-        self._allow("ReadsTokens", ["secretsmanager:GetSecretValue"], list(secret_arns))
-        repository.grant_pull(self.role)
+        allow(self.role, "ReadsTokens", ["secretsmanager:GetSecretValue"], secret_arns)
+        self._allow_pulling(repository)
         tags = {"Name": scope.node.path, contract.LAB_TAG: lab, contract.STACK_TAG: stack_suffix}
         template = self._launch_template(security_group, outputs_bucket, volume_size, volume_throughput, ami_id, tags)
         cdk.Tags.of(self).add(contract.STACK_TAG, stack_suffix)
@@ -96,6 +98,16 @@ class Compute(Construct):
                     spot_max_price=None if max_spot_price is None else str(max_spot_price),
                 ),
             ),
+        )
+        acknowledge(
+            self.group,
+            "What happens to the box is told by the auto-terminator and the run's own events.",
+            "AwsSolutions-AS3",
+        )
+        acknowledge(
+            self.group,
+            "The rule cannot read a launch template by reference; its one volume is encrypted, which a test asserts.",
+            "AwsSolutions-EC26",
         )
         # A box without a way out can neither pull its image nor report that it could not.
         for subnet in vpc.public_subnets:
@@ -161,17 +173,17 @@ class Compute(Construct):
             return stack.format_arn(service="s3", region="", account="", resource=bucket, resource_name=path or None)
 
         own = [f"runs/{run_prefix}-*", f"checkpoints/{run_prefix}-*"]
-        self._allow("ReadsData", ["s3:GetObject"], [arn(training_bucket, "*")])
-        self._allow("ListsData", ["s3:ListBucket"], [arn(training_bucket)])
-        self._allow(
-            "ReadsOwnRuns",
-            ["s3:GetObject"],
-            [arn(outputs_bucket, path) for path in (contract.pointer_key(self._suffix), *own)],
-        )
-        self._allow("WritesOwnRuns", ["s3:PutObject"], [arn(outputs_bucket, path) for path in own])
-        self._allow("PrunesOwnCheckpoints", ["s3:DeleteObject"], [arn(outputs_bucket, own[1])])
+        every_object = "Every object of the training bucket is training data of this lab; the role only reads it."
+        own_keys = "Run ids end in a number that is not known yet; their prefix is this stack's own."
+        allow(self.role, "ReadsData", ["s3:GetObject"], [arn(training_bucket, "*")], wildcard=every_object)
+        allow(self.role, "ListsData", ["s3:ListBucket"], [arn(training_bucket)])
+        readable = [arn(outputs_bucket, path) for path in (contract.pointer_key(self._suffix), *own)]
+        allow(self.role, "ReadsOwnRuns", ["s3:GetObject"], readable, wildcard=own_keys)
+        written = [arn(outputs_bucket, path) for path in own]
+        allow(self.role, "WritesOwnRuns", ["s3:PutObject"], written, wildcard=own_keys)
+        allow(self.role, "PrunesOwnCheckpoints", ["s3:DeleteObject"], written[1:], wildcard=own_keys)
         # A missing key answers 403 to this role; the list tells it from a refusal.
-        self._allow("ListsOwnRuns", ["s3:ListBucket"], [arn(outputs_bucket)], {"StringLike": {"s3:prefix": own}})
+        allow(self.role, "ListsOwnRuns", ["s3:ListBucket"], [arn(outputs_bucket)], {"StringLike": {"s3:prefix": own}})
 
     def _allow_ending_itself(self) -> None:
         group = cdk.Stack.of(self).format_arn(
@@ -180,7 +192,8 @@ class Compute(Construct):
             resource_name="*",
         )
         # By tag, not by name: the group refers to the role, so a reference back would be a cycle.
-        self._allow(
+        allow(
+            self.role,
             "EndsItself",
             [
                 "autoscaling:TerminateInstanceInAutoScalingGroup",
@@ -189,11 +202,13 @@ class Compute(Construct):
             ],
             [group],
             {"StringEquals": {f"aws:ResourceTag/{contract.STACK_TAG}": self._suffix}},
+            wildcard="The tag of this very stack bounds it; the name would be a cycle.",
         )
 
     def _allow_session_manager(self) -> None:
         """The part of AmazonSSMManagedInstanceCore that a session needs; these actions know no resource."""
-        self._allow(
+        allow(
+            self.role,
             "SessionManager",
             [
                 "ssm:UpdateInstanceInformation",
@@ -203,14 +218,21 @@ class Compute(Construct):
                 "ssmmessages:OpenDataChannel",
             ],
             ["*"],
+            wildcard="AWS offers no resource for them; they let the machine be reached, and reach nothing themselves.",
         )
+        policy = self.role.node.find_child("DefaultPolicy")
+        acknowledge(policy, "The writes without a resource are Session Manager's, which have none.", "CKV_AWS_111")
 
-    def _allow(
-        self, sid: str, actions: list[str], resources: list[str], conditions: dict[str, object] | None = None
-    ) -> None:
-        self.role.add_to_policy(
-            iam.PolicyStatement(sid=sid, actions=actions, resources=resources, conditions=conditions)
+    def _allow_pulling(self, repository: ecr.IRepository) -> None:
+        allow(
+            self.role,
+            "LogsInToRegistry",
+            ["ecr:GetAuthorizationToken"],
+            ["*"],
+            wildcard="AWS offers no resource for the token; what it is good for is decided by the next statement.",
         )
+        pull = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
+        allow(self.role, "PullsImage", pull, [repository.repository_arn])
 
 
 @jsii.implements(ec2.IMachineImage)
