@@ -47,6 +47,41 @@ def _running() -> LocalCloud | None:
     return LocalCloud.attach(ROOT) if _marker().exists() else None
 
 
+Context = Annotated[list[str] | None, typer.Option("-c", help="key=value, as for cdk: -c run=mine")]
+
+
+@app.command()
+def output(
+    name: Annotated[str | None, typer.Argument(help="Without it: all of them.")] = None, context: Context = None
+) -> None:
+    """Print a value of the deployed lab, bare: aws s3 sync data "s3://$(lab output training_bucket)/data/"."""
+    from lab import aws_errors
+    from lab import output as outputs
+
+    region = None
+    try:
+        found, region, problems = outputs.load(ROOT, _pairs(context or []))
+        for problem in problems:
+            print(f"warning: {problem}", file=sys.stderr)
+        if name is not None:
+            print(found.value(name))
+            return
+        for key, value in found.everything().items():
+            print(f"{key} = {value}")
+    except outputs.OutputError as error:
+        raise _fail(str(error), 1) from None
+    except aws_errors.FAILURES as error:
+        raise _fail(aws_errors.sentence(error, region), 1) from None
+
+
+def _pairs(words: list[str]) -> dict[str, str]:
+    """``-c key=value`` as a mapping."""
+    for word in words:
+        if "=" not in word:
+            raise _fail(f"-c {word}: write key=value, for example -c run=mine", 2)
+    return dict(word.split("=", 1) for word in words)
+
+
 @local.command()
 def demo(
     data: Annotated[Path | None, typer.Option(help="Your own JSONL file, or a folder with such files.")] = None,
