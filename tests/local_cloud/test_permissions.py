@@ -206,17 +206,12 @@ REFUSED: dict[str, tuple[tuple[str, ...], uses.Use]] = {
         ("box", "controller", "push"),
         lambda w: w.client("secretsmanager").get_secret_value(SecretId=w.data["WandbApiKeySecretArn"]),
     ),
-    "publish metrics in another namespace": (("box", "controller"), lambda w: uses.put_figure(w, "AWS/EC2")),
+    "publish metrics in another namespace": (("box", "controller"), lambda w: uses.put_metric(w, "AWS/EC2")),
     "make a log group": (
         ("box", "controller"),
         lambda w: w.client("logs").create_log_group(logGroupName="mine"),
     ),
-    "put a metric that is not the lab's": (("box",), lambda w: uses.put_metric(w, "AWS/EC2")),
     "write another log": (("box",), uses.new_stream("RunLog")),
-    "bring back a log group": (
-        ("box", "controller"),
-        lambda w: w.client("logs").create_log_group(logGroupName="/aws/lambda/gone"),
-    ),
     "give itself tags": (
         ("box",),
         lambda w: w.client("ec2").create_tags(Resources=[w.box_of("own")], Tags=[{"Key": "a", "Value": "b"}]),
