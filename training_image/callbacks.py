@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from collections import deque
 from pathlib import Path
@@ -81,7 +82,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         self._saved = time.monotonic()
         self._tokens_seen = int(state.num_input_tokens_seen)
-        self._forget_steps_after(state.global_step)
+        self._take_up_record()
         self._progress.update(phase="training", step=state.global_step, total_steps=state.max_steps)
 
     def on_step_begin(
@@ -127,9 +128,13 @@ class RunCallback(TrainerCallback):
         _log.info("step %d of %d: loss %.4f, %.0f tokens/s", state.global_step, state.max_steps, logs["loss"], rate)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        checkpoint = self._work.checkpoints / f"checkpoint-{state.global_step}"
+        # With the weights goes the record of how they came about: a box that is lost has no other chance to keep it.
+        if self._steps_file.exists():
+            shutil.copy(self._steps_file, checkpoint)
         self._saved = time.monotonic()
         self._save_seconds = self._saved - self._step_ended
-        (self._work.checkpoints / f"checkpoint-{state.global_step}" / COMPLETE_MARKER).touch()
+        (checkpoint / COMPLETE_MARKER).touch()
 
     @property
     def _steps_file(self) -> Path:
@@ -150,11 +155,10 @@ class RunCallback(TrainerCallback):
         )
         return round(rate, 1)
 
-    def _forget_steps_after(self, step: int) -> None:
-        """Drop what an earlier attempt logged beyond the checkpoint it is resumed from: those steps come again."""
-        self._work.metrics.mkdir(parents=True, exist_ok=True)
-        if not self._steps_file.exists():
-            return
-        lines = self._steps_file.read_text().splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        self._steps_file.write_text("".join(line + "\n" for line in kept))
+    def _take_up_record(self) -> None:
+        """Go on with the record that lies in the checkpoint; what a lost box logged beyond it comes again."""
+        self._steps_file.parent.mkdir(parents=True, exist_ok=True)
+        self._steps_file.unlink(missing_ok=True)
+        kept = self._work.resume / self._steps_file.name
+        if kept.exists():
+            shutil.copy(kept, self._steps_file)

@@ -184,7 +184,8 @@ class WorkDir:
 
     @property
     def checkpoints(self) -> Path:
-        """Trainer's ``output_dir``. A checkpoint is complete once ``<dir>/COMPLETE`` exists."""
+        """Trainer's ``output_dir``. A checkpoint is complete once ``<dir>/COMPLETE`` exists; the run's
+        ``steps.jsonl`` up to its step is part of it."""
         return self.root / "checkpoints"
 
     @property

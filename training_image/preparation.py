@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -67,7 +65,7 @@ def prepare(store: Store, keys: RunKeys, run: RunFile, work: WorkDir) -> checkpo
     if run.base_model.startswith("s3://"):
         download_model(store, run.base_model, work.model)
     resume = checkpoints.fetch_newest(store, keys, run.settings_sha256, work.resume)
-    restore_metrics(store, keys, work, resume.manifest.step if resume.manifest else 0)
+    restore_evaluation(store, keys, work)
     return resume
 
 
@@ -126,24 +124,8 @@ def _download(store: Store, uri: str, destination: Path, suffix: str, what: str)
     return len(found)
 
 
-def restore_metrics(store: Store, keys: RunKeys, work: WorkDir, resumed_step: int) -> None:
-    """Bring back an earlier attempt's evaluation before training, and its steps up to the one resumed from."""
+def restore_evaluation(store: Store, keys: RunKeys, work: WorkDir) -> None:
+    """Bring back an earlier attempt's evaluation before training, which would only come out the same again."""
     work.metrics.mkdir(parents=True, exist_ok=True)
     if before := store.read(keys.metrics + "eval_before.json"):
         (work.metrics / "eval_before.json").write_bytes(before)
-    if resumed_step and (steps := store.read(keys.metrics + "steps.jsonl")):
-        kept = steps_up_to(steps.decode().splitlines(), resumed_step)
-        (work.metrics / "steps.jsonl").write_text("".join(line + "\n" for line in kept))
-
-
-def steps_up_to(lines: Iterable[str], step: int) -> list[str]:
-    """Lines of ``steps.jsonl`` that a resumed run will not write again; a torn last line is dropped."""
-    kept = []
-    for line in lines:
-        try:
-            logged = json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if logged <= step:
-            kept.append(line)
-    return kept

@@ -6,6 +6,7 @@ A checkpoint at every second step. ``hold=N`` waits at step N until it is told t
 
 import hashlib
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ def checkpoint(step: int) -> None:
     write(directory / "state.json", {"step": step})
     (directory / "weights").mkdir(exist_ok=True)
     (directory / "weights" / "model.bin").write_bytes(bytes([step]) * 100_000)
+    shutil.copy(work / "metrics" / "steps.jsonl", directory)
     (directory / "COMPLETE").touch()
 
 
@@ -43,6 +45,8 @@ if "bad_input" in options:
 resume = work / "resume" / "state.json"
 first = json.loads(resume.read_text())["step"] if resume.exists() else 0
 print(f"starting at step {first}, data {sorted(path.name for path in (work / 'data').rglob('*.jsonl'))}", flush=True)
+if first:
+    shutil.copy(work / "resume" / "steps.jsonl", work / "metrics")
 before = work / "metrics" / "eval_before.json"
 if not before.exists():
     write(before, {"loss": 4.0, "first_step": first})

@@ -1,50 +1,5 @@
-"""A base model of a few kilobytes and a byte-level tokenizer: everything real but the size."""
+"""The sample model of the chaos command serves the tests too."""
 
-from pathlib import Path
+from lab.chaos.sample import CHATML, END, save_model, tokenizer
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-END = "<|im_end|>"
-
-
-def tokenizer(
-    template: str = CHATML, specials: tuple[str, ...] = (), end: str = END, eos: str = END
-) -> PreTrainedTokenizerFast:
-    """One token a byte, and one for each special token, as in the models that the templates belong to."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={character: index for index, character in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    names = dict.fromkeys(("<pad>", "<s>", "<|im_start|>", end, eos, *specials))
-    core.add_special_tokens([AddedToken(name, normalized=False) for name in names])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token=eos, pad_token="<pad>", chat_template=template
-    )
-
-
-def save_model(folder: Path) -> None:
-    """A Llama with random weights (always the same) and its tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokens = tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokens),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=tokens.bos_token_id,
-        eos_token_id=tokens.eos_token_id,
-        pad_token_id=tokens.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokens.save_pretrained(folder)
+__all__ = ["CHATML", "END", "save_model", "tokenizer"]

@@ -1,0 +1,1 @@
+"""`lab local chaos`: runs that are disturbed at random, each compared with one that was left alone."""

@@ -1,0 +1,245 @@
+"""A series of runs that are disturbed as planned, each compared with a run that nobody disturbs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab.chaos import observe
+from lab.chaos.plan import ENDS_A_BOX, PHASES, Fault, Kind, plan
+from lab.chaos.strike import Striker, remove_small_disk, small_disk
+from lab.demo.cdk import Cdk
+from lab.demo.record import outputs
+from lab.local_cloud.cloud import LocalCloud
+from training_image import checkpoints
+from training_image.contract import DATA_STACK, TRAINING_STACK, Reason, RunKeys
+from training_image.settings import variable
+from training_image.store import Store
+
+STEPS, SAVE_STEPS = 60, 8
+SETTINGS = {
+    variable("training", "use_cpu"): "true",
+    variable("training", "max_steps"): str(STEPS),
+    variable("training", "save_steps"): str(SAVE_STEPS),
+    variable("training", "per_device_train_batch_size"): "4",
+    variable("training", "gradient_accumulation_steps"): "2",
+    variable("training", "max_length"): "128",
+    variable("evaluation", "max_new_tokens"): "4",
+    variable("lora", "lora_dropout"): "0.1",  # random numbers at every step: a resume that loses their state shows
+}
+MAX_ATTEMPTS = 20
+REACH_SECONDS = 300.0
+"""A fault's moment, or the end of a run, that has not come by then is a failure."""
+POLL_SECONDS = 0.05
+_BLURS = {Kind.S3_REFUSES, Kind.S3_DROPS, Kind.S3_SLOW, Kind.CORRUPT, Kind.DISK_FULL}
+"""After these more than one interval may be repeated: no checkpoint could be published, or the newest is gone."""
+
+
+@dataclass
+class Options:
+    root: Path
+    """Of the clone: where `cdk` runs."""
+    folder: Path
+    """For the cloud's state and logs."""
+    runs: int
+    seed: int
+    base_model: Path
+    data: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """``LLM_*`` that win over ``SETTINGS``."""
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {**SETTINGS, **self.variables}
+
+
+def chaos(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
+    """Do the series; returns the report, whose ``problems`` are empty if all is well.
+
+    Raises:
+        CdkError, LocalCloudError: the stage could not be set.
+    """
+    cloud = LocalCloud(options.folder)
+    boxes = cloud.state / "boxes"
+    model_bytes = sum(path.stat().st_size for path in options.base_model.iterdir())
+    shutil.rmtree(boxes, ignore_errors=True)
+    skipped = {Kind.CLOCK_JUMP: "libfaketime is not driven by this command yet"}
+    if no_disk := small_disk(boxes, 2**30 + 6 * model_bytes):
+        skipped[Kind.DISK_FULL] = no_disk
+    try:
+        with cloud:
+            return _series(options, cloud, skipped, say)
+    finally:
+        remove_small_disk(boxes)
+
+
+def _series(
+    options: Options, cloud: LocalCloud, skipped: dict[Kind, str], say: Callable[[str], None]
+) -> dict[str, Any]:
+    steps = int(options.settings[variable("training", "max_steps")])
+    save_steps = int(options.settings[variable("training", "save_steps")])
+    available = [kind for kind in Kind if kind not in skipped]
+    planned = plan(options.seed, options.runs, steps=steps, save_steps=save_steps, available=available)
+    stage = Stage(options, cloud)
+    reference = stage.run(0, ())
+    say(f"reference: {reference['outcome']}, adapter {str(reference['adapter_sha256'])[:12]}, {reference['seconds']} s")
+    runs = []
+    for number, faults in enumerate(planned, 1):
+        run = stage.run(number, faults)
+        run["equal"] = run["adapter_sha256"] is not None and run["adapter_sha256"] == reference["adapter_sha256"]
+        run["problems"] = problems(run, steps, save_steps)
+        runs.append(run)
+        what = ", ".join(f"{fault['kind']} at {fault['when']}" for fault in run["faults"])
+        verdict = "; ".join(run["problems"]) or "same adapter"
+        say(f"run {number}: {what}: {run['attempts']} attempts, repeated {run['repeated_steps']}: {verdict}")
+    found = [f"run {run['number']}: {text}" for run in runs for text in run["problems"]]
+    if reference["outcome"] != Reason.SUCCEEDED:
+        found.insert(0, f"the reference run ended as {reference['outcome']}: {reference['detail']}")
+    return {
+        "seed": options.seed,
+        "reference": reference,
+        "skipped": {str(kind): why for kind, why in skipped.items()},
+        "runs": runs,
+        "problems": found,
+    }
+
+
+def problems(run: dict[str, Any], steps: int, save_steps: int) -> list[str]:
+    """What is not as promised about one disturbed run."""
+    if run["outcome"] != Reason.SUCCEEDED:
+        return [f"it ended as {run['outcome']}: {run['detail']}"]
+    found = []
+    if not run["equal"]:
+        found.append("its adapter is not that of the undisturbed run")
+    if run["lost_steps"]:
+        found.append(f"{run['lost_steps']} of {steps} steps are missing or doubled in its record")
+    for fault, resumed in _resumed_after(run):
+        if fault["kind"] != Kind.CORRUPT and resumed < fault["durable_step"]:
+            found.append(f"the checkpoint of step {fault['durable_step']} was lost: resumed from {resumed}")
+    for attempt, again in zip(run["boxes"], run["repeated_steps"], strict=False):
+        kinds = {fault["kind"] for fault in run["faults"] if fault["instance"] == attempt["instance"]}
+        if kinds == {Kind.NOTICE} and again:
+            found.append(f"attempt {attempt['number']} had notice, and yet {again} steps were repeated")
+        if not kinds & _BLURS and again > save_steps:
+            found.append(f"{again} steps were repeated after attempt {attempt['number']}, more than one interval")
+    return found
+
+
+def _resumed_after(run: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
+    """Faults that ended a box, with the step that the next attempt resumed from."""
+    for attempt, resumed in zip(run["boxes"], run["resumed_steps"], strict=False):
+        for fault in run["faults"]:
+            if fault["instance"] == attempt["instance"] and "durable_step" in fault:
+                yield fault, resumed
+
+
+class Stage:
+    """Both stacks in a local cloud; ``run`` starts one run after the other in them."""
+
+    def __init__(self, options: Options, cloud: LocalCloud) -> None:
+        self._options, self._cloud = options, cloud
+        cloud.bootstrap()
+        self._cdk = Cdk(options.root, options.folder, cloud.environ())
+        self._cdk.run("deploy", DATA_STACK, "--require-approval", "never")
+        places = self._outputs(DATA_STACK)
+        s3 = cloud.client("s3")
+        s3.upload_file(str(options.data), places["TrainingBucket"], "data/train.jsonl")
+        for path in options.base_model.iterdir():
+            s3.upload_file(str(path), places["TrainingBucket"], f"models/base/{path.name}")
+        self._base = f"s3://{places['TrainingBucket']}/models/base/"
+        self._store = Store(s3, places["OutputsBucket"])
+        self._ec2 = cloud.client("ec2")
+
+    def _outputs(self, stack: str) -> dict[str, str]:
+        return outputs(self._cloud.client("cloudformation"), stack)
+
+    def run(self, number: int, faults: tuple[Fault, ...]) -> dict[str, Any]:
+        """One run from its deploy to its end, with ``faults`` on the way; what became of it."""
+        began = time.monotonic()
+        variables = {variable("model", "base_model"): self._base, **self._options.settings}
+        options = ["--require-approval", "never", "-c", f"new_run=chaos-{number}", "-c", f"max_attempts={MAX_ATTEMPTS}"]
+        self._cdk.run("deploy", TRAINING_STACK, *options, variables=variables)
+        stack = self._outputs(TRAINING_STACK)
+        keys = RunKeys(stack["RunId"])
+        striker = Striker(self._cloud, self._store, stack["AutoScalingGroupName"])
+        struck = [self._strike(striker, keys, fault) for fault in faults]
+        self._until(lambda: self._outcome(keys) is not None)
+        self._until(lambda: not self._live())
+        found = observe.attempts(self._store, keys, self._cloud.state / "boxes")
+        outcome = self._outcome(keys) or {"reason": None, "detail": f"no end within {REACH_SECONDS:.0f} s"}
+        lines = (self._store.read(keys.metrics + "steps.jsonl") or b"").decode().splitlines()
+        for box in self._cloud.boxes():
+            shutil.rmtree(box, ignore_errors=True)
+        return {
+            "number": number,
+            "run_id": keys.run_id,
+            "faults": struck,
+            "outcome": outcome["reason"],
+            "detail": outcome["detail"],
+            "attempts": len(found),
+            "boxes": [{"number": attempt.number, "instance": attempt.instance} for attempt in found],
+            "resumed_steps": [attempt.resumed_from for attempt in found[1:]],
+            "repeated_steps": observe.repeated(found),
+            "lost_steps": observe.gaps([json.loads(line)["step"] for line in lines], outcome.get("step") or 0),
+            "adapter_sha256": outcome.get("adapter_sha256"),
+            "seconds": round(time.monotonic() - began, 1),
+        }
+
+    def _strike(self, striker: Striker, keys: RunKeys, fault: Fault) -> dict[str, Any]:
+        """Wait for the fault's moment and do it; ``instance`` None: the moment never came."""
+        said: dict[str, Any] = {"kind": fault.kind, "when": fault.when, "instance": None, "step": None, "phase": None}
+        box: Path | None = None
+
+        def due() -> bool:
+            nonlocal box
+            box = self._box_at(fault)
+            return box is not None or self._outcome(keys) is not None
+
+        self._until(due, POLL_SECONDS)
+        if box is None:
+            return said
+        status = observe.status(box)
+        said.update(instance=box.name, step=status.get("step"), phase=status.get("phase") or "booting")
+        striker.strike(fault.kind, box.name, keys)
+        if fault.kind in ENDS_A_BOX:  # the next fault is for the box that comes after
+            self._until(lambda: box.name not in self._live() or self._outcome(keys) is not None)
+            durable = checkpoints.published(self._store, keys)
+            said["durable_step"] = max((item.step for item in durable), default=0)
+        return said
+
+    def _box_at(self, fault: Fault) -> Path | None:
+        """The live box whose trainer is where the fault wants it."""
+        for instance in self._live():
+            box = self._cloud.state / "boxes" / instance
+            status = observe.status(box)
+            if fault.at_step is not None:
+                if status.get("phase") == "training" and (status.get("step") or 0) >= fault.at_step:
+                    return box
+            elif observe.work_dir(box).final.exists():
+                if fault.phase == "uploading":
+                    return box
+            elif status.get("phase") == fault.phase or (not status and fault.phase == PHASES[0] and box.exists()):
+                return box
+        return None
+
+    def _live(self) -> list[str]:
+        found = self._ec2.describe_instances()["Reservations"]
+        instances = [instance for reservation in found for instance in reservation["Instances"]]
+        return [
+            item["InstanceId"] for item in instances if item["State"]["Name"] in ("pending", "running", "shutting-down")
+        ]
+
+    def _outcome(self, keys: RunKeys) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self._store.read_json(keys.outcome)
+        return found
+
+    @staticmethod
+    def _until(condition: Callable[[], bool], poll_seconds: float = 0.5) -> None:
+        deadline = time.monotonic() + REACH_SECONDS
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(poll_seconds)
