@@ -5,7 +5,7 @@ BIN := .venv/bin
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: setup demo test lint fmt clean
+.PHONY: setup demo smoke-aws test lint fmt clean
 
 setup: .venv/.ready ## Virtual environment, `lab` command, pinned CDK CLI; does nothing when nothing changed
 
@@ -14,6 +14,9 @@ setup: .venv/.ready ## Virtual environment, `lab` command, pinned CDK CLI; does 
 
 demo: setup ## DATA=<folder or file> MODEL=<folder> DEMO_STEPS=<n>
 	@$(BIN)/lab local demo $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)")
+
+smoke-aws: setup ## The acceptance run in your AWS account; asks before it spends. MODEL=<Hub id or folder> DATA=<folder or file>
+	@$(BIN)/lab smoke-aws $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)")
 
 test: setup lint ## Everything: linters, unit tests, life-cycle tests
 	$(BIN)/pytest

@@ -74,6 +74,17 @@ def output(
         raise _fail(aws_errors.sentence(error, region), 1) from None
 
 
+@app.command("smoke-aws")
+def smoke_aws(
+    data: Annotated[Path | None, typer.Option(help="Your own JSONL file, or a folder with such files.")] = None,
+    model: Annotated[str | None, typer.Option(help="Hub id, or a Transformers model folder.")] = None,
+) -> None:
+    """The acceptance run in your account, for under a dollar: asks first, checks everything, destroys what it made."""
+    from lab.smoke import smoke
+
+    raise typer.Exit(smoke.run(smoke.Options(ROOT, data, model), Console(highlight=False)))
+
+
 def _pairs(words: list[str]) -> dict[str, str]:
     """``-c key=value`` as a mapping."""
     for word in words:

@@ -15,27 +15,33 @@ class CdkError(RuntimeError):
     """A ``cdk`` command failed; the message holds the command, the end of its output, and where the rest is."""
 
 
+USUAL_NAMES = {"lab": "default", "run": "run"}
+"""They name the stacks, whatever ``lab.yaml`` says."""
+
+
 class Cdk:
-    def __init__(self, root: Path, logs: Path, environ: Mapping[str, str]) -> None:
+    """The CLI in this clone; ``context`` goes with every command as ``-c key=value``."""
+
+    def __init__(
+        self, root: Path, logs: Path, environ: Mapping[str, str], context: Mapping[str, str] = USUAL_NAMES
+    ) -> None:
         self._root = root
         self._logs = logs
         self._environ = environ
+        self._context = [word for key, value in context.items() for word in ("-c", f"{key}={value}")]
 
     def run(self, command: str, stack: str, *options: str, variables: Mapping[str, str] | None = None) -> None:
         """Run ``cdk <command> <stack>`` to its end, with ``variables`` added to its environment.
-
-        The lab and the run have their default names here, whatever ``lab.yaml`` says: they name the stacks.
 
         Raises:
             CdkError: if it fails. When this is interrupted, the CLI and all that it started are ended first.
         """
         words = ["cdk", command, stack, *options]
         log = self._logs / f"cdk-{command}-{stack}.log"
-        names = ["-c", "lab=default", "-c", "run=run"]
         quiet = ["--no-color", "--no-notices", "--output", str(self._logs / "cdk.out")]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [str(self._root / "node_modules" / ".bin" / "cdk"), *words[1:], *names, *quiet],
+                [str(self._root / "node_modules" / ".bin" / "cdk"), *words[1:], *self._context, *quiet],
                 cwd=self._root,
                 env={**self._environ, **(variables or {})},
                 stdin=subprocess.DEVNULL,

@@ -32,25 +32,32 @@ class Place:
     group: str
 
 
-def follow(s3: Any, ec2: Any, place: Place, progress: Progress, sleep: Callable[[float], None] = time.sleep) -> None:
+def follow(
+    s3: Any,
+    ec2: Any,
+    place: Place,
+    progress: Progress,
+    sleep: Callable[[float], None] = time.sleep,
+    *,
+    stalled_seconds: float = STALLED_SECONDS,
+) -> None:
     """Show every phase until ``outcome.json`` exists.
 
     Raises:
-        RunStalledError: when nothing has changed for ``STALLED_SECONDS``.
+        RunStalledError: when nothing has changed for ``stalled_seconds``.
     """
     progress.enter(BOOTING)
     seen: tuple[Any, ...] = ()
     waiting = 0.0
     while not record.read_json(s3, place.bucket, place.keys.outcome):
         heartbeat = record.read_json(s3, place.bucket, place.keys.heartbeat)
-        live = record.live_instances(ec2)
+        live = record.live_instances(ec2, place.group)
         now = (heartbeat.get("at"), heartbeat.get("step"), tuple(live))
         waiting = waiting + _POLL_SECONDS if now == seen else 0.0
         seen = now
-        if waiting > STALLED_SECONDS:
-            raise RunStalledError(
-                f"The run has not changed for {STALLED_SECONDS // 60} minutes (last phase: {heartbeat.get('phase')})."
-            )
+        if waiting > stalled_seconds:
+            minutes, phase = f"{stalled_seconds // 60:.0f}", heartbeat.get("phase")
+            raise RunStalledError(f"The run has not changed for {minutes} minutes (last phase: {phase}).")
         _show(heartbeat, live, progress)
         sleep(_POLL_SECONDS)
     progress.enter(TITLES["ended"])
@@ -66,13 +73,16 @@ def _show(heartbeat: dict[str, Any], live: list[str], progress: Progress) -> Non
     progress.show(describe(heartbeat))
 
 
-def wait_until_gone(ec2: Any, progress: Progress, sleep: Callable[[float], None] = time.sleep) -> int:
-    """Wait, within ``LEAVING_SECONDS``, until no instance is left; returns how many there still are."""
-    live = record.live_instances(ec2)
+def wait_until_gone(
+    ec2: Any, progress: Progress, sleep: Callable[[float], None] = time.sleep, *, group: str | None = None
+) -> int:
+    """Wait, within ``LEAVING_SECONDS``, until no instance of the group (or of the account) is left; returns how many
+    there still are."""
+    live = record.live_instances(ec2, group)
     for _ in range(int(LEAVING_SECONDS / _POLL_SECONDS)):
         if not live:
             break
         progress.show(Shown(", ".join(live)))
         sleep(_POLL_SECONDS)
-        live = record.live_instances(ec2)
+        live = record.live_instances(ec2, group)
     return len(live)

@@ -85,11 +85,12 @@ def split_uri(uri: str) -> tuple[str, str]:
     return bucket, prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
 
 
-def live_instances(ec2: Any) -> list[str]:
-    """Ids of all instances of the account that are not terminated."""
-    pages = ec2.get_paginator("describe_instances").paginate(
-        Filters=[{"Name": "instance-state-name", "Values": list(LIVE_STATES)}]
-    )
+def live_instances(ec2: Any, group: str | None = None) -> list[str]:
+    """Ids of the instances that are not terminated: of one Auto Scaling group, or of the account."""
+    filters = [{"Name": "instance-state-name", "Values": list(LIVE_STATES)}]
+    if group is not None:
+        filters.append({"Name": "tag:aws:autoscaling:groupName", "Values": [group]})
+    pages = ec2.get_paginator("describe_instances").paginate(Filters=filters)
     return [item["InstanceId"] for page in pages for group in page["Reservations"] for item in group["Instances"]]
 
 

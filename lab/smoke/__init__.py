@@ -1,0 +1,1 @@
+"""`make smoke-aws`: the acceptance run in a real account, for under a dollar."""
