@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import boto3
 import pytest
 from botocore.exceptions import ClientError
+from stack_support import only, training_template
 
 from training_image.contract import TrainerExit, WorkDir
 from training_image.secrets import read_secret
@@ -131,3 +132,21 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(hub, aws, secret, tmp_path):
     assert TOKEN not in output
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
+
+
+# --- the template -----------------------------------------------------------------------------------------------------
+def test_the_box_may_read_the_token_it_uses_and_the_template_knows_only_where_it_lies():
+    template = training_template()
+    name = "/llm-tuning-lab/default/DataStack/HuggingFaceTokenSecretArn"
+    (parameter,) = (key for key, value in template.find_parameters("*").items() if value.get("Default") == name)
+    reading = [
+        statement
+        for policy in template.find_resources("AWS::IAM::Policy").values()
+        for statement in policy["Properties"]["PolicyDocument"]["Statement"]
+        if "secretsmanager" in json.dumps(statement)
+    ]
+    expected = {"Sid": "ReadsTokens", "Effect": "Allow", "Action": "secretsmanager:GetSecretValue"}
+    assert reading == [{**expected, "Resource": {"Ref": parameter}}]
+    spec = json.dumps(only(template, "Custom::TrainingRun")["Properties"]["Spec"])
+    assert "hugging_face" in spec
+    assert "resolve:secretsmanager" not in json.dumps(template.to_json())
