@@ -12,6 +12,7 @@ from constructs import Construct
 from lab_constructs.compute import Compute
 from lab_constructs.network import Network
 from lab_constructs.observability import Observability
+from lab_constructs.safety import Safety
 from lab_constructs.training_run import TrainingRun
 from training_image import contract
 from training_image.lab_config import LabConfig
@@ -44,10 +45,10 @@ class TrainingStack(cdk.Stack):
         )
         suffix = self._suffix()
         run_prefix = f"{config.run}-{suffix}"
-        training_bucket, outputs_bucket, hugging_face_arn = (
+        training_bucket, outputs_bucket, hugging_face_arn, alert_topic = (
             # SSM-typed parameters: they follow a recreated DataStack, and a missing one names it.
             ssm.StringParameter.value_for_string_parameter(self, contract.parameter_name(config.lab, output))
-            for output in ("TrainingBucket", "OutputsBucket", "HuggingFaceTokenSecretArn")
+            for output in ("TrainingBucket", "OutputsBucket", "HuggingFaceTokenSecretArn", "AlertTopicArn")
         )
         repository = ecr.Repository.from_repository_name(self, "Repository", repository_name)
         network = Network(self, "Network", availability_zone=config.availability_zone)
@@ -72,6 +73,19 @@ class TrainingStack(cdk.Stack):
         )
         observability = Observability(self, "Observability", group=compute.group)
         observability.grant_publish(compute.role)
+        safety = Safety(
+            self,
+            "Safety",
+            lab=config.lab,
+            group=compute.group,
+            stack_suffix=suffix,
+            run_prefix=run_prefix,
+            outputs_bucket=outputs_bucket,
+            alert_topic=alert_topic,
+            max_runtime_hours=config.max_runtime_hours,
+            cost_alert_threshold=config.cost_alert_threshold,
+            cost_tag_active=config.cost_tag_active,
+        )
         run = TrainingRun(
             self,
             "Run",
@@ -92,9 +106,11 @@ class TrainingStack(cdk.Stack):
                 "max_attempts": config.max_attempts,
                 "auto_shutdown": config.auto_shutdown,
                 "training_command": list(config.training_command) or None,
-                "image": self._image(config.image_tag, repository),
+                "image": self._image(config.image_tag, repository, "cpu" if settings.training.use_cpu else "gpu"),
                 "training_bucket": training_bucket,
                 "outputs_bucket": outputs_bucket,
+                "alert_topic": alert_topic,
+                "usd_per_hour": config.usd_per_hour,
                 "log_group": observability.log_group.log_group_name,
                 "secrets": {"hugging_face": hugging_face_arn},  # where the token is, not the token
                 "data_uri": settings.data.uri or f"s3://{training_bucket}/data/",
@@ -104,7 +120,7 @@ class TrainingStack(cdk.Stack):
             repository=repository,
             run_prefix=run_prefix,
         )
-        run.after(network, compute, observability)
+        run.after(network, compute, observability, safety)
         self._outputs(compute, observability, run, outputs_bucket, run_prefix)
 
     def _suffix(self) -> str:
@@ -112,12 +128,19 @@ class TrainingStack(cdk.Stack):
         uuid = cdk.Fn.select(2, cdk.Fn.split("/", self.stack_id))
         return cdk.Fn.select(0, cdk.Fn.split("-", uuid))
 
-    def _image(self, image_tag: str | None, repository: ecr.IRepository) -> str:
-        """URI of the image: built from ``training_image/`` unless a tag or digest in the lab's repository is named."""
+    def _image(self, image_tag: str | None, repository: ecr.IRepository, variant: str) -> str:
+        """URI of the image: built from ``training_image/`` unless a tag or digest in the lab's repository is named.
+
+        All that a build is told stands here, because it is part of the image's hash. ``variant`` is gpu or cpu.
+        """
         if image_tag:
             return repository.repository_uri_for_tag_or_digest(image_tag)
         return ecr_assets.DockerImageAsset(
-            self, "Image", directory=str(IMAGE_DIRECTORY), platform=ecr_assets.Platform.LINUX_AMD64
+            self,
+            "Image",
+            directory=str(IMAGE_DIRECTORY),
+            platform=ecr_assets.Platform.LINUX_AMD64,
+            build_args={"VARIANT": variant},
         ).image_uri
 
     def _outputs(

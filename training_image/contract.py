@@ -131,6 +131,10 @@ class RunKeys:
     def heartbeat(self) -> str:
         return f"{self.prefix}heartbeat.json"
 
+    def event(self, name: str) -> str:
+        """Created once by whoever announces it: what the operator has been told."""
+        return f"{self.prefix}events/{name}.json"
+
     @property
     def outcome(self) -> str:
         """Created once: ``{"reason", "detail", "by", "at", "attempts", "resumed_from_step", "step"}``."""

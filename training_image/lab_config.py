@@ -137,6 +137,11 @@ class LabConfig(BaseModel):
         return self.github_owner_id, self.github_repository_id
 
     @property
+    def usd_per_hour(self) -> float:
+        """What an hour of an instance costs at most: on-demand, of the dearest acceptable type."""
+        return max(INSTANCES[name].on_demand_usd_per_hour for name in self.acceptable_types)
+
+    @property
     def data_stack_name(self) -> str:
         return contract.DATA_STACK if self.lab == "default" else f"{self.lab}-{contract.DATA_STACK}"
 

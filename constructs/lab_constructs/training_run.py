@@ -145,10 +145,11 @@ class TrainingRun(Construct):
         allow(
             role,
             "SeesGroups",
-            ["autoscaling:DescribeAutoScalingGroups"],
+            ["autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeScalingActivities"],
             ["*"],
             wildcard="AWS offers no resource for it; it only reads.",
         )
+        allow(role, "SendsAlerts", ["sns:Publish"], [spec["alert_topic"]])
         allow(role, "PinsImage", ["ecr:DescribeImages"], [repository.repository_arn])
         allow(role, "SeesRollback", ["cloudformation:DescribeStacks"], [stack.stack_id])
         spot_role = stack.format_arn(
@@ -162,12 +163,12 @@ class TrainingRun(Construct):
 
 
 def staged_code(name: str) -> lambda_.Code:
-    """The handler's folder together with the run's contract, which it imports by the same name as everybody else."""
+    """The handler's folder together with what it shares with the box, by the same names as everywhere."""
     staging = Path(tempfile.mkdtemp(prefix="lambda-"))
     code = staging / name
     shutil.copytree(ROOT / "lambda" / name, code, ignore=shutil.ignore_patterns("__pycache__"))
     package = code / "training_image"
     package.mkdir()
-    for module in ("__init__.py", "contract.py"):
+    for module in ("__init__.py", "contract.py", "notices.py", "store.py"):
         shutil.copy(ROOT / "training_image" / module, package)
     return lambda_.Code.from_asset(str(code))

@@ -12,7 +12,8 @@ import boto3
 from botocore.exceptions import ClientError
 from policy import Action, Current, Request, decide
 
-from training_image import contract
+from training_image import contract, notices
+from training_image.store import Store, s3_client
 
 ANSWER_RESERVE_SECONDS = 60
 """Kept back from the function's time for ending the box and answering."""
@@ -65,22 +66,21 @@ class Controller:
     def __init__(self, spec: dict[str, Any], remaining_ms: Callable[[], int]) -> None:
         self.spec = spec
         self._group = spec["group"]
-        self._bucket = spec["outputs_bucket"]
+        self._store = Store(s3_client(), spec["outputs_bucket"])
         self._pointer = contract.pointer_key(spec["stack_suffix"])
         self._remaining_ms = remaining_ms
-        self._s3 = boto3.client("s3")
         self._autoscaling = boto3.client("autoscaling")
 
     def current(self, request_id: str) -> Current | None:
         """The run that the pointer names. A run that lost its group's capacity counts as ended even if no box could say
         so; but not the run that this very request has begun to start and has not given its capacity yet."""
-        pointer = self._read(self._pointer)
+        pointer = self._store.read_json(self._pointer)
         if pointer is None:
             return None
-        run = self._read(contract.RunKeys(pointer["run_id"]).run)
+        run = self._store.read_json(contract.RunKeys(pointer["run_id"]).run)
         if run is None:
             return None
-        ended = self._read(contract.RunKeys(run["run_id"]).outcome) is not None
+        ended = self._store.read_json(contract.RunKeys(run["run_id"]).outcome) is not None
         if not ended and run["request_id"] != request_id:
             ended = self._closed(run)
         return Current(run["run_id"], run["request_id"], run["spec"], ended)
@@ -89,33 +89,35 @@ class Controller:
         """Mint the run and ask for its box; safe to repeat with the same request id."""
         if self.spec["use_spot"]:
             _ensure_spot_role()
-        pointer = self._read(self._pointer) or {"number": 0}
+        pointer = self._store.read_json(self._pointer) or {"number": 0}
         number = pointer["number"] if pointer.get("request_id") == request_id else pointer["number"] + 1
         while True:
             run = self._mint(request_id, number)
-            if self._create(contract.RunKeys(run["run_id"]).run, run):
-                self._remove_kept_box()
+            if self._store.create_json(contract.RunKeys(run["run_id"]).run, run):
                 break
-            run = self._read(contract.RunKeys(run["run_id"]).run) or {}
+            run = self._store.read_json(contract.RunKeys(run["run_id"]).run) or {}
             if run.get("request_id") == request_id:
                 break
             number += 1
-        self._write(self._pointer, {"run_id": run["run_id"], "number": number, "request_id": request_id})
+        if pointer.get("request_id") != request_id:  # else the box may be this run's own
+            self._remove_kept_box()
+        self._store.put_json(self._pointer, {"run_id": run["run_id"], "number": number, "request_id": request_id})
         self._arm(datetime.fromisoformat(run["deadline"]))
         # Zone rebalancing would replace a training box for symmetry's sake.
         self._autoscaling.suspend_processes(AutoScalingGroupName=self._group, ScalingProcesses=["AZRebalance"])
         # Together: a scheduled action of an earlier run may have left the maximum at 0.
         self._scale(minimum=0, maximum=1, desired=1)
+        self._announce(run["run_id"], lambda: notices.started(run))
         return str(run["run_id"])
 
     def limit(self, current: Current) -> None:
         """Put this request's limits in force: the box and the terminator read them, killer 3 is moved."""
         keys = contract.RunKeys(current.run_id)
-        run = self._read(keys.run) or {}
+        run = self._store.read_json(keys.run) or {}
         deadline = self._deadline(datetime.fromisoformat(run["created_at"]))
         limits = {name: self.spec[name] for name in contract.LIVE_LIMITS}
         limits["deadline"] = deadline.isoformat(timespec="seconds")
-        self._write(keys.control, {**(self._read(keys.control) or {}), "limits": limits})
+        self._store.put_json(keys.control, {**(self._store.read_json(keys.control) or {}), "limits": limits})
         self._arm(deadline)
 
     def _deadline(self, started: datetime) -> datetime:
@@ -132,13 +134,32 @@ class Controller:
         if current is not None and not current.ended:
             keys = contract.RunKeys(current.run_id)
             request = {"reason": contract.Reason.STOPPED, "detail": why, "at": contract.utc_now()}
-            self._write(keys.control, {**(self._read(keys.control) or {}), "stop": request})
-            self._wait(DRAIN_WAIT_SECONDS, lambda: self._read(keys.outcome) is not None or not self._boxes())
+            self._store.put_json(keys.control, {**(self._store.read_json(keys.control) or {}), "stop": request})
+            self._wait(DRAIN_WAIT_SECONDS, lambda: self._store.read_json(keys.outcome) is not None or not self._boxes())
         self._scale(minimum=0, maximum=0, desired=0)
         if not self._wait(DRAIN_WAIT_SECONDS, lambda: not self._boxes()):
             print(f"STILL THERE: {self._boxes()} in group {self._group}; check them in the EC2 console")
         if current is not None and not current.ended:
             self._close(current.run_id, contract.Reason.STOPPED, f"Stopped before a box reported: {why}.")
+            # Not left to the auto-terminator, which a stack that is being deleted takes along.
+            self._announce(current.run_id, lambda: self._end_notice(current.run_id))
+
+    def _end_notice(self, run_id: str) -> notices.Notice:
+        keys = contract.RunKeys(run_id)
+        run, outcome = self._store.read_json(keys.run), self._store.read_json(keys.outcome)
+        pages = self._autoscaling.get_paginator("describe_scaling_activities").paginate(
+            AutoScalingGroupName=self._group
+        )
+        activities = (item for page in pages for item in page["Activities"])
+        used = notices.usage(activities, datetime.fromisoformat(run["created_at"]), datetime.now(UTC))
+        return notices.ended(run, outcome, used)
+
+    def _announce(self, run_id: str, notice: Callable[[], notices.Notice]) -> None:
+        """An e-mail that cannot be written or sent must not fail a request."""
+        try:
+            notices.announce(self._store, boto3.client("sns"), self.spec["alert_topic"], run_id, notice())
+        except Exception as error:
+            print(f"no e-mail about run {run_id}: {error!r}")
 
     def _mint(self, request_id: str, number: int) -> dict[str, Any]:
         spec = self.spec
@@ -180,7 +201,7 @@ class Controller:
     def _closed(self, run: dict[str, Any]) -> bool:
         """Whether a run without an outcome can no longer get one; if so, write it."""
         group = self._describe()
-        run = contract.in_force(run, self._read(contract.RunKeys(run["run_id"]).control))
+        run = contract.in_force(run, self._store.read_json(contract.RunKeys(run["run_id"]).control))
         overdue = datetime.now(UTC) > datetime.fromisoformat(run["deadline"]) + timedelta(
             seconds=contract.SCHEDULED_ACTION_MARGIN_SECONDS
         )
@@ -194,7 +215,7 @@ class Controller:
 
     def _close(self, run_id: str, reason: contract.Reason, detail: str) -> None:
         outcome = {"reason": reason, "detail": detail, "by": contract.Actor.CONTROLLER, "at": contract.utc_now()}
-        self._create(
+        self._store.create_json(
             contract.RunKeys(run_id).outcome, {**outcome, "attempts": None, "resumed_from_step": None, "step": None}
         )
 
@@ -218,39 +239,6 @@ class Controller:
             if time.monotonic() > end:
                 return False
             time.sleep(POLL_SECONDS)
-        return True
-
-    def _read(self, key: str) -> dict[str, Any] | None:
-        """The object's JSON, or ``None`` if it does not exist.
-
-        A missing key answers 403 where listing is limited by prefix, as it is for this role; so a refusal counts as
-        "absent" only if the list, which the role may read, does not have the key.
-        """
-        try:
-            body = self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read()
-        except ClientError as error:
-            if error.response["Error"]["Code"] not in ("NoSuchKey", "AccessDenied"):
-                raise
-            listed = self._s3.list_objects_v2(Bucket=self._bucket, Prefix=key).get("Contents", [])
-            if any(item["Key"] == key for item in listed):
-                raise
-            return None
-        found: dict[str, Any] = json.loads(body)
-        return found
-
-    def _write(self, key: str, value: dict[str, Any]) -> None:
-        self._s3.put_object(Bucket=self._bucket, Key=key, Body=json.dumps(value, indent=1).encode())
-
-    def _create(self, key: str, value: dict[str, Any]) -> bool:
-        """Write unless it exists; whether it was written."""
-        try:
-            self._s3.put_object(
-                Bucket=self._bucket, Key=key, Body=json.dumps(value, indent=1).encode(), IfNoneMatch="*"
-            )
-        except ClientError as error:
-            if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"):
-                return False
-            raise
         return True
 
 

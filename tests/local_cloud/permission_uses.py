@@ -246,10 +246,10 @@ USES: dict[str, dict[str, dict[str, Use]]] = {
         "WritesOwnLog": logging_to("RunLog"),
         "Runs": {
             "s3:GetObject": lambda w: w.controller().current("request"),
-            "s3:PutObject": lambda w: w.controller()._write(w.keys.control, {}),
+            "s3:PutObject": lambda w: w.controller()._store.put_json(w.keys.control, {}),
         },
         # A key that is absent reads as None, and not as a refusal.
-        "ListsRuns": {"s3:ListBucket": lambda w: w.controller()._read(w.keys.outcome)},
+        "ListsRuns": {"s3:ListBucket": lambda w: w.controller()._store.read(w.keys.outcome)},
         "Scales": {
             "autoscaling:UpdateAutoScalingGroup": lambda w: w.controller()._scale(minimum=0, maximum=0, desired=0),
             "autoscaling:PutScheduledUpdateGroupAction": lambda w: w.controller()._arm(NEXT_YEAR),

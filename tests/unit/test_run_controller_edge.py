@@ -32,6 +32,8 @@ SPEC = {
     "training_bucket": "in",
     "outputs_bucket": "out",
     "log_group": "training-log",
+    "alert_topic": "arn:aws:sns:us-west-2:1:alerts",
+    "usd_per_hour": 1.006,
     "secrets": {"hugging_face": "arn:aws:secretsmanager:us-west-2:1:secret:token"},
     "data_uri": "s3://in/data/",
     "settings": {"training": {"seed": 1}},
@@ -51,8 +53,12 @@ class FakeS3:
             raise refused("AccessDenied")  # what S3 answers where listing is limited by prefix
         return {"Body": io.BytesIO(self.objects[Key])}
 
-    def list_objects_v2(self, Bucket, Prefix):
-        return {"Contents": [{"Key": key} for key in self.objects if key.startswith(Prefix)]}
+    def get_paginator(self, operation):
+        assert operation == "list_objects_v2"
+        return self
+
+    def paginate(self, Bucket, Prefix):
+        return [{"Contents": [{"Key": key, "Size": 1} for key in self.objects if key.startswith(Prefix)]}]
 
     def put_object(self, Bucket, Key, Body, IfNoneMatch=None):
         if IfNoneMatch and Key in self.objects:
@@ -83,6 +89,13 @@ class FakeAutoScaling:
     def put_scheduled_update_group_action(self, **action):
         self.actions.append(action)
 
+    def get_paginator(self, operation):
+        assert operation == "describe_scaling_activities"
+        return self
+
+    def paginate(self, AutoScalingGroupName):
+        return [{"Activities": []}]
+
     def suspend_processes(self, AutoScalingGroupName, ScalingProcesses):
         self.suspended += ScalingProcesses
 
@@ -90,12 +103,17 @@ class FakeAutoScaling:
 class Fakes:
     def __init__(self):
         self.s3, self.autoscaling, self.status = FakeS3(), FakeAutoScaling(), "UPDATE_IN_PROGRESS"
+        self.mails: list[str] = []
 
-    def client(self, name):
+    def client(self, name, **options):
         return {"s3": self.s3, "autoscaling": self.autoscaling}.get(name, self)
 
     def describe_stacks(self, StackName):
         return {"Stacks": [{"StackStatus": self.status}]}
+
+    def publish(self, TopicArn, Subject, Message):
+        assert TopicArn == SPEC["alert_topic"]
+        self.mails.append(Subject)
 
     def describe_images(self, repositoryName, imageIds):
         assert repositoryName == "lab/images"
@@ -235,6 +253,23 @@ def test_delete_asks_waits_within_its_time_and_takes_the_capacity_away(aws):
     assert aws.s3.json("runs/run-1a2b3c4d-1/control.json")["stop"]["reason"] == "stopped"
     assert aws.autoscaling.group["DesiredCapacity"] == 0
     assert aws.s3.json("runs/run-1a2b3c4d-1/outcome.json")["reason"] == "stopped"
+
+
+def test_start_and_stop_are_mailed_once_each(aws):
+    serve()
+    serve()
+    aws.autoscaling.group["Instances"] = []
+    serve("Delete", request_id="request-2")
+    serve("Delete", request_id="request-3")
+    assert aws.mails == [
+        "TrainingStack: run run-1a2b3c4d-1 has started",
+        "TrainingStack: run run-1a2b3c4d-1 was stopped",
+    ]
+
+
+def test_a_topic_that_is_gone_fails_no_request(aws, monkeypatch):
+    monkeypatch.setattr(aws, "publish", lambda **_: (_ for _ in ()).throw(refused("NotFound")))
+    assert serve() == "run-1a2b3c4d-1"
 
 
 def test_delete_keeps_the_boxs_own_outcome(aws):

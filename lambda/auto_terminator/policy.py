@@ -1,0 +1,123 @@
+"""What the auto-terminator does about what it sees: a pure decision, tested without AWS.
+
+Killer 2 of three. The box goes first: it stops with a checkpoint before its deadline, and ends itself when its run has
+ended. What is decided here is for boxes that did not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from training_image.contract import Reason
+
+DEADLINE_GRACE = timedelta(minutes=5)
+"""After the deadline: the box has had ten minutes by then. Killer 3, a scheduled action, follows five minutes later."""
+END_GRACE = timedelta(minutes=10)
+"""From the outcome to the end of the box: it still uploads its logs."""
+BOOT_GRACE = timedelta(minutes=20)
+"""From the launch to the first heartbeat: a large image, read from a snapshot that loads lazily."""
+SILENCE = timedelta(minutes=10)
+"""Without a heartbeat. They come every few seconds, whatever the trainer does: a busy box is never silent."""
+BLIND_GRACE = timedelta(minutes=30)
+"""Beyond the maximum run time, where nothing but a box's age is known."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """An instance of the group that is not terminated."""
+
+    instance_id: str
+    launched_at: datetime
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was seen in one look.
+
+    Args:
+        run: ``run.json`` with the limits in force; None: there is none, or it could not be read.
+        launches: boxes that the group has started since the run began.
+        max_runtime: as deployed, for when ``run`` is None.
+    """
+
+    now: datetime
+    boxes: tuple[Box, ...]
+    desired: int
+    run: Mapping[str, Any] | None
+    outcome: Mapping[str, Any] | None
+    heartbeat: Mapping[str, Any] | None
+    launches: int
+    max_runtime: timedelta
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Take the capacity away and terminate the boxes. ``reason`` of the outcome; None: no outcome is to be written."""
+
+    reason: Reason | None
+    sentence: str
+
+
+def decide(facts: Facts) -> Ending | None:
+    """What to end and why, or None. Facts that are missing or unreadable never raise and never protect an old box."""
+    if facts.run is None:
+        return _by_age(facts)
+    deadline = moment(facts.run.get("deadline"))
+    if deadline is None:
+        return _by_age(facts)
+    if facts.outcome is not None:
+        return _after_the_end(facts, deadline)
+    if facts.now > deadline + DEADLINE_GRACE:
+        return Ending(
+            Reason.EXPIRED, f"The deadline, {deadline:%Y-%m-%d %H:%M} UTC, has passed and the box did not end itself."
+        )
+    if silent := [box for box in facts.boxes if _is_silent(box, facts)]:
+        return Ending(
+            Reason.FAILED,
+            f"Instance {silent[0].instance_id} has sent no heartbeat for {SILENCE.seconds // 60} minutes: it hangs, or "
+            "its setup did.",
+        )
+    attempts = facts.run.get("max_attempts")
+    if isinstance(attempts, int) and facts.launches > attempts:
+        return Ending(Reason.FAILED, f"The run has used up {facts.launches} instances; max_attempts is {attempts}.")
+    return None
+
+
+def _by_age(facts: Facts) -> Ending | None:
+    old = [box for box in facts.boxes if facts.now > box.launched_at + facts.max_runtime + BLIND_GRACE]
+    if not old:
+        return None
+    return Ending(None, f"Instance {old[0].instance_id} is older than any run may be, and its run cannot be read.")
+
+
+def _after_the_end(facts: Facts, deadline: datetime) -> Ending | None:
+    """A run that has ended keeps its box only for review, and only until the deadline."""
+    if not facts.boxes and not facts.desired:
+        return None
+    assert facts.run is not None and facts.outcome is not None  # noqa: S101, PT018
+    kept = facts.run.get("auto_shutdown") is False
+    until = deadline + DEADLINE_GRACE if kept else (moment(facts.outcome.get("at")) or facts.now) + END_GRACE
+    if facts.now <= min(until, deadline + DEADLINE_GRACE):
+        return None
+    return Ending(None, "The run has ended and its instance did not.")
+
+
+def _is_silent(box: Box, facts: Facts) -> bool:
+    beat = facts.heartbeat or {}
+    heard = moment(beat.get("at")) if beat.get("instance_id") == box.instance_id else None
+    quiet_since, bound = (box.launched_at, BOOT_GRACE) if heard is None else (heard, SILENCE)
+    return facts.now > quiet_since + bound
+
+
+def moment(text: object) -> datetime | None:
+    """An ISO time with its zone, or None."""
+    if not isinstance(text, str):
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo else None
