@@ -116,7 +116,7 @@ def script(model: Path) -> str:
             lines += [
                 f"export {name}={shlex.quote(value)}" for name, value in SHORT.items() if "BASE_MODEL" not in name
             ]
-        lines += [f"echo {shlex.quote(f'@@ {step.title}')}", step.bash]
+        lines += [rf"printf '\n@@ %s\n' {shlex.quote(step.title)}", step.bash]
     return "\n".join(lines)
 
 
@@ -151,7 +151,7 @@ def test_the_roles_for_github_are_printed(followed):
 
 def test_the_run_succeeds_and_its_adapter_arrives(followed):
     printed, _, clone = followed
-    assert '"succeeded"' in printed["7. Monitor"]
+    assert '"succeeded"' in printed["7. Monitor"], printed["7. Monitor"]
     assert re.search(r"^i-[0-9a-f]+$", printed["7. Monitor"], re.MULTILINE)
     assert {"adapter_model.safetensors", "README.md"} <= {path.name for path in (clone / "adapter").iterdir()}
 
