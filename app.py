@@ -5,6 +5,7 @@ from pathlib import Path
 
 import aws_cdk as cdk
 
+from lab_constructs import guards
 from stacks.data_stack import DataStack
 from stacks.training_stack import TrainingStack
 from training_image import contract, lab_config
@@ -32,4 +33,4 @@ for problem in lab.lab_problems:
 for problem in (*lab.lab_problems, *lab.run_problems):
     cdk.Annotations.of(training).add_error(problem)
 
-app.synth()
+guards.synth(app, training=training)
