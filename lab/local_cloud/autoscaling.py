@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from lab.local_cloud import events
 from lab.local_cloud import scaling_rules as rules
 from lab.local_cloud.hooks import Module
 from lab.local_cloud.runner import Runner
@@ -125,6 +126,7 @@ class Engine:
         state = instance["State"]["Name"] if instance else "terminated"
         if state == "terminated":
             group["Instances"].remove(member)
+            events.scaling(Scope.current(), group, "Terminate Successful", member["InstanceId"])
             if not member["LifecycleState"].startswith("Terminating"):
                 cause = f"At {now_text()} an instance was taken out of service in response to an EC2 health check."
                 self.record(name, f"Terminating EC2 instance: {member['InstanceId']}", cause)
@@ -144,6 +146,7 @@ class Engine:
         except rules.ValidationError as error:
             self._retry_at[name] = time.monotonic() + RETRY_SECONDS
             self.record(name, f"Launching a new EC2 instance.  Status Reason: {error}", _LAUNCH_CAUSE, "Failed")
+            events.scaling(Scope.current(), group, "Launch Unsuccessful")
             return
         self.runner.launch(instance, Scope.current())
         group["Instances"].append(
@@ -158,6 +161,7 @@ class Engine:
             }
         )
         self.record(name, f"Launching a new EC2 instance: {instance['InstanceId']}", _LAUNCH_CAUSE)
+        events.scaling(Scope.current(), group, "Launch Successful", instance["InstanceId"])
 
     def _new_instance(self, group: dict[str, Any]) -> dict[str, Any]:
         template, _, error = self._template({k: v for k, v in group["LaunchTemplate"].items() if v})

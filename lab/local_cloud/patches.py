@@ -9,7 +9,7 @@ import json
 from typing import Any
 from urllib.parse import parse_qs
 
-from lab.local_cloud import cloudformation_patches, observability_patches
+from lab.local_cloud import cloudformation_patches, events, observability_patches
 from lab.local_cloud.hooks import Module
 
 ACCOUNT = "000000000000"
@@ -41,6 +41,7 @@ def apply() -> None:
     tls_everywhere()
     cloudformation_patches.apply()
     observability_patches.apply()
+    events.apply()
 
 
 def ecr_absent_tag() -> None:
