@@ -1,0 +1,59 @@
+"""The instance catalog: sane as data, and the same in README."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training_image.catalog import INSTANCES, PRICES_AS_OF, instance_problem, price_table
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_readme_has_exactly_this_table():
+    (found,) = re.findall(r"<!-- prices:begin -->\n(.*?)\n<!-- prices:end -->", README, re.DOTALL)
+    assert found.splitlines() == price_table().splitlines(), "python -m training_image.catalog prints what belongs here"
+    assert PRICES_AS_OF in README
+
+
+def test_it_can_be_printed():
+    command = [sys.executable, "-m", "training_image.catalog"]
+    printed = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == price_table()
+
+
+def test_every_family_of_the_requirements_is_there():
+    assert {name.split(".")[0] for name in INSTANCES} == {"g4dn", "g5", "g6", "g6e", "p3", "p4d", "p5"}
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_a_row_is_plausible(name):
+    item = INSTANCES[name]
+    assert item.name == name
+    assert item.gpus in {1, 4, 8}
+    assert item.vcpus * 2 <= item.memory_gib
+    assert 0.1 < item.on_demand_usd_per_hour / item.gpus < 10, "USD an hour and GPU"
+    assert (item.nvme_gb == 0) == name.startswith("p3."), "all but p3 have instance storage"
+
+
+def test_within_a_family_more_costs_more():
+    for name, item in INSTANCES.items():
+        for other in INSTANCES.values():
+            larger = other.vcpus >= item.vcpus and other.gpus >= item.gpus and other.memory_gib >= item.memory_gib
+            if name.split(".")[0] == other.name.split(".")[0] and larger:
+                assert other.on_demand_usd_per_hour >= item.on_demand_usd_per_hour, (name, other.name)
+
+
+def test_each_family_counts_against_its_quota():
+    quotas = {name.split(".")[0]: item.quota for name, item in INSTANCES.items()}
+    assert {quotas[family].spot for family in ("g4dn", "g5", "g6", "g6e")} == {"L-3819A6DF"}
+    assert {quotas[family].on_demand for family in ("g4dn", "g5", "g6", "g6e")} == {"L-DB2E81BA"}
+    assert (quotas["p4d"].spot, quotas["p5"].spot) == ("L-7212CCBC", "L-C4BD4855")
+    assert quotas["p4d"].on_demand == quotas["p5"].on_demand == "L-417A185B"
+
+
+def test_p3_is_refused_and_not_priced():
+    assert "no longer support" in str(instance_problem("p3.2xlarge"))
+    assert "p3." not in price_table()
