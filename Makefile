@@ -5,21 +5,27 @@ BIN := .venv/bin
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: setup demo smoke-aws test lint fmt clean
+.PHONY: setup demo smoke-aws test lint fmt clean test-docker sbom
 
 setup: .venv/.ready ## Virtual environment, `lab` command, pinned CDK CLI; does nothing when nothing changed
 
 .venv/.ready: requirements.txt requirements-dev.txt training_image/requirements.txt pyproject.toml package.json scripts/setup.sh
 	@PYTHON="$(PYTHON)" scripts/setup.sh
 
-demo: setup ## DATA=<folder or file> MODEL=<folder> DEMO_STEPS=<n>
+demo: setup ## ENGINE=docker DATA=<folder or file> MODEL=<folder> DEMO_STEPS=<n>
 	@$(BIN)/lab local demo $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)")
 
 smoke-aws: setup ## The acceptance run in your AWS account; asks before it spends. MODEL=<Hub id or folder> DATA=<folder or file>
 	@$(BIN)/lab smoke-aws $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)")
 
 test: setup lint ## Everything: linters, unit tests, life-cycle tests
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not docker"
+
+test-docker: setup ## The image really built, pushed, pulled and run; needs a Docker engine, see scripts/private_docker.sh
+	$(BIN)/pytest -m docker tests/docker
+
+sbom: ## SBOM (CycloneDX) of both image variants from their lock files, into .lab/
+	@scripts/sbom.sh
 
 lint: setup
 	$(BIN)/ruff check .

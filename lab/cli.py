@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -97,6 +97,10 @@ def _pairs(words: list[str]) -> dict[str, str]:
 def demo(
     data: Annotated[Path | None, typer.Option(help="Your own JSONL file, or a folder with such files.")] = None,
     model: Annotated[Path | None, typer.Option(help="Your own base model: a Transformers model folder.")] = None,
+    engine: Annotated[
+        Literal["process", "docker"],
+        typer.Option(envvar="ENGINE", help="docker: really build, push, pull and run the image."),
+    ] = "process",
 ) -> None:
     """The whole life cycle, for real: deploy, train a small model, let the box end itself, destroy. About ten minutes.
 
@@ -111,7 +115,7 @@ def demo(
         raise _fail(str(error), 2) from None
     if _running():
         raise _fail("`lab local up` has a local cloud running. End it first: lab local down", 2)
-    raise typer.Exit(life_cycle.run(life_cycle.Options(ROOT, data, model), Console(highlight=False)))
+    raise typer.Exit(life_cycle.run(life_cycle.Options(ROOT, data, model, engine), Console(highlight=False)))
 
 
 @local.command()

@@ -185,9 +185,11 @@ done
 # --- the training unit: its exit is observed, its stop leaves time for a checkpoint ---------------------------------
 gpu_option=''
 [ "$GPUS" -eq 0 ] || gpu_option='--gpus all'
+chmod 1777 "$WORK" # the container's user is not root, and its root file system cannot be written
 cat >"$LIB/start" <<START
 #!/bin/bash
-exec docker run --rm --name training --ipc=host $gpu_option -v $WORK:$WORK -e AWS_DEFAULT_REGION=$AWS_DEFAULT_REGION \\
+exec docker run --rm --name training --ipc=host $gpu_option --read-only --tmpfs /tmp:rw,exec,nosuid,nodev \\
+  -v $WORK:$WORK -e HF_HOME=$WORK/huggingface -e AWS_DEFAULT_REGION=$AWS_DEFAULT_REGION \\
   $IMAGE --bucket $BUCKET --run-id $RUN_ID --work-dir $WORK --booted-at $BOOTED_AT >>$LOG 2>&1
 START
 chmod +x "$LIB/start"

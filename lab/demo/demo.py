@@ -37,6 +37,8 @@ class Options:
     """The user's own file or folder; None: the demo's questions."""
     model: Path | None
     """The user's own model folder; None: the demo's small model."""
+    engine: str = "process"
+    """``docker``: the image is really built, pushed, pulled and run."""
 
     @property
     def folder(self) -> Path:
@@ -46,7 +48,8 @@ class Options:
 def run(options: Options, console: Console) -> int:
     """The whole demo; its input has been checked. Returns the exit code: 0 only if everything went as it must."""
     started = time.monotonic()
-    facts, progress, cloud = Facts(), Progress(console), LocalCloud(options.root)
+    facts, progress = Facts(engine=options.engine), Progress(console)
+    cloud = LocalCloud(options.root, options.engine)
     try:
         progress.enter("Starting the local cloud")
         cloud.start()  # first of all: it holds the clone's lock, and cleans up itself when it fails

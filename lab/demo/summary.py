@@ -21,6 +21,8 @@ class Facts:
     """Everything the summary is made of. What is not known stays None."""
 
     run_id: str | None = None
+    engine: str = "process"
+    """What ran the container: ``process`` or ``docker``."""
     record: RunRecord = field(default_factory=RunRecord)
     recheck: Recheck | None = None
     adapter_uri: str | None = None
@@ -43,7 +45,7 @@ def summarize(facts: Facts) -> dict[str, Any]:
         "run_id": facts.run_id,
         "outcome": outcome.get("reason"),
         "ended_by": facts.ended_by,
-        "engine": "process",
+        "engine": facts.engine,
         "base_model": record.run.get("settings", {}).get("model", {}).get("base_model"),
         "train_examples": fresh.train_examples if fresh else None,
         "eval_examples": fresh.eval_examples if fresh else before.get("examples"),

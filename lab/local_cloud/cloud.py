@@ -25,7 +25,7 @@ import boto3
 import psutil
 from botocore.config import Config
 
-from lab.local_cloud import faults, processes
+from lab.local_cloud import docker_engine, faults, processes
 from lab.local_cloud.docker import STATE_VARIABLE
 
 ACCOUNT, REGION = "000000000000", "us-east-1"
@@ -40,10 +40,15 @@ class LocalCloudError(RuntimeError):
 
 
 class LocalCloud:
-    """The embedded cloud of one clone. Use as a context manager, or ``start()`` and ``stop()``."""
+    """The embedded cloud of one clone. Use as a context manager, or ``start()`` and ``stop()``.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
+    Args:
+        root: of the clone.
+        engine: ``process``, or ``docker`` for the real one, which must answer.
+    """
+
+    def __init__(self, root: Path, engine: str = "process") -> None:
+        self.root, self.engine = root.resolve(), engine
         self.state = self.root / ".lab" / "local"
         self._server: psutil.Process | None = None
         self._child: subprocess.Popen[bytes] | None = None
@@ -64,6 +69,7 @@ class LocalCloud:
             self._clean_leftovers()
             for _ in range(5):  # a port found free may be taken before the server binds it
                 if self._launch(_free_port()):
+                    self._find_engine()
                     return
             raise LocalCloudError(f"No free port could be bound on 127.0.0.1; see {self.state / 'server.log'}.")
         except BaseException:
@@ -84,6 +90,7 @@ class LocalCloud:
         if self._child is not None:
             self._child.wait()
         self._server = self._child = None
+        docker_engine.clean(self.state)
         (self.state / "server.json").unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.close()
@@ -123,8 +130,16 @@ class LocalCloud:
 
     def _clean_leftovers(self) -> None:
         self._kill_all()
+        docker_engine.clean(self.state)
         for name in ("boxes", "docker", "tmp"):
             shutil.rmtree(self.state / name, ignore_errors=True)
+
+    def _find_engine(self) -> None:
+        if self.engine == "docker":
+            try:
+                docker_engine.find(self.state, f"127.0.0.1:{self._port}")
+            except docker_engine.NoEngineError as error:
+                raise LocalCloudError(str(error)) from None
 
     def _kill_all(self) -> None:
         processes.kill_marked(SERVER_MARKER, str(self.state))

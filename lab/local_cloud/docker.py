@@ -1,4 +1,5 @@
-"""The process engine's command line: what the ``docker`` shim runs, for the CDK CLI and for a box alike.
+"""The process engine's command line: what the ``docker`` shim runs, for the CDK CLI and for a box alike, unless the
+local cloud was told to use the docker engine.
 
 Options that Docker refuses are refused; so are those that are not modelled, rather than silently ignored.
 """
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from lab.local_cloud import images, registry
+from lab.local_cloud import docker_engine, images, registry
 from lab.local_cloud.containers import DEFAULT_STOP_SECONDS, Containers, RunOptions
 from lab.local_cloud.image_store import Store
 from lab.local_cloud.images import EngineError
@@ -28,10 +29,15 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(125)
 
 
+def box() -> Path | None:
+    """The directory of the box that calls, which lies in ``<state>/boxes/``; None: the machine itself calls."""
+    return Path(destdir) if (destdir := os.environ.get("DESTDIR")) else None
+
+
 def engine_root() -> Path:
     """A box's own engine below its DESTDIR, else the machine's in the local cloud's state directory."""
-    if destdir := os.environ.get("DESTDIR"):
-        return Path(destdir) / "var/lib/docker"
+    if (directory := box()) is not None:
+        return directory / "var/lib/docker"
     if state := os.environ.get(STATE_VARIABLE):
         return Path(state) / "docker"
     raise EngineError(f"Cannot connect to the Docker daemon: neither DESTDIR nor {STATE_VARIABLE} is set.")
@@ -82,6 +88,8 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--env-file", action="append", default=[])
     run.add_argument("--stop-timeout", type=int, default=DEFAULT_STOP_SECONDS)
     run.add_argument("--user", choices=["0", "root", "0:0"])
+    run.add_argument("--read-only", action="store_true")  # there is no mount namespace here: these two are not kept
+    run.add_argument("--tmpfs", action="append", default=[])
     run.add_argument("--shm-size")
     run.add_argument("--log-driver", choices=["none", "json-file", "local", "journald"])
     run.add_argument("image")
@@ -221,9 +229,14 @@ class Docker:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    args = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        code: int = getattr(Docker(engine_root()), args.command)(args)
+        root, caller = engine_root(), box()
+        state = caller.parents[1] if caller else root.parent
+        if (engine := docker_engine.load(state)) is not None:
+            return docker_engine.main(words, engine, root, caller)
+        args = parser().parse_args(words)
+        code: int = getattr(Docker(root), args.command)(args)
     except EngineError as error:
         print(error, file=sys.stderr)
         return error.code

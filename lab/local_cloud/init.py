@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 
-from lab.local_cloud import processes
+from lab.local_cloud import docker_engine, processes
 from lab.local_cloud.service import Running
 from lab.local_cloud.units import UnitError, parse_service, parse_timer
 
@@ -191,6 +191,7 @@ def main() -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     processes.kill_marked("DESTDIR", str(box))
+    docker_engine.remove_containers(box.parents[1], box)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.local_cloud import processes
+from lab.local_cloud import docker_engine, events, processes
 from lab.local_cloud.hooks import Module
 from lab.local_cloud.imds import Metadata, tree
 from lab.local_cloud.init import USER_DATA
@@ -44,6 +44,8 @@ class Box:
     plug_at: float = field(default=float("inf"))
 
     def set_state(self, name: str) -> None:
+        if self.instance["State"]["Name"] != name:
+            events.instance_state(self.scope, self.instance["InstanceId"], name)
         self.instance["State"] = {"Code": CODES[name], "Name": name}
 
 
@@ -200,6 +202,7 @@ class Runner:
 
     def _finish(self, instance_id: str, box: Box) -> None:
         processes.kill_marked("DESTDIR", str(box.directory))
+        docker_engine.remove_containers(self.state, box.directory)
         box.metadata.close()
         box.set_state("terminated")
         box.instance["_terminated_at"] = time.time()
@@ -229,6 +232,9 @@ class Runner:
     def kill_all(self) -> None:
         for instance_id in list(self._boxes):
             self.kill(instance_id)
+
+    def scope_of(self, instance_id: str) -> Scope:
+        return self._boxes[instance_id].scope
 
     def is_running(self, instance_id: str) -> bool:
         return instance_id in self._boxes

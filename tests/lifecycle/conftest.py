@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,14 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    folder = tmp_path_factory.mktemp("life")
-    with LocalCloud(folder) as cloud:
+    with opened(tmp_path_factory.mktemp("life")) as stage:
+        yield stage
+
+
+@contextmanager
+def opened(folder: Path, engine: str = "process") -> Iterator[Stage]:
+    """A stage below ``folder``, until the block ends."""
+    with LocalCloud(folder, engine) as cloud:
         cloud.bootstrap()
         stage = Stage(cloud, folder)
         result = stage.cdk("deploy", "DataStack", "--require-approval", "never")
