@@ -44,8 +44,8 @@ class Checklist:
 
     def show(self, console: Console) -> None:
         for check in self.checks:
-            mark = Text("✓ ", "bold green") if check.passed else Text("✗ ", "bold red")
-            console.print(mark + Text(check.name) + Text(f"  {check.detail}" if check.detail else "", "dim"))
+            mark = ("✓ ", "bold green") if check.passed else ("✗ ", "bold red")
+            console.print(Text.assemble(mark, check.name, (f"  {check.detail}" if check.detail else "", "dim")))
         for name in self.missing:
             console.print(Text(f"- {name}  not reached", "yellow"))
 

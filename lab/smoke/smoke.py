@@ -127,7 +127,7 @@ class Smoke:
         self._cdk = Cdk(options.root, options.folder, environ, plan.CONTEXT)
         self._cloudformation = client("cloudformation")
         self._variables: dict[str, str] = {}
-        self._deployed = False  # TrainingStack, or part of it
+        self._before: set[str] | None = None  # what the lab had before TrainingStack; None: it was not deployed
 
     def go(self, console: Console) -> int:
         """Every check as far as it comes; TrainingStack is destroyed whatever happens."""
@@ -149,13 +149,14 @@ class Smoke:
         self._progress.finish(failed=True)
         self._list.facts["problem"] = why
         console.print(why, markup=False)
-        if not self._deployed:
+        if self._before is None:
             return
         console.print(f"Destroying {plan.LAB}-TrainingStack, so that nothing costs money ...")
         with uninterrupted():
             try:
                 self._destroy()
-            except CdkError as error:
+                self._look_for_leftovers(self._before)
+            except (CdkError, *aws_errors.FAILURES) as error:
                 console.print(f"{error}\nIt may still cost money: {self._by_hand()}", markup=False)
 
     def _by_hand(self) -> str:
@@ -171,11 +172,10 @@ class Smoke:
         self._list.add(checklist.DATA_STACK, True, data["OutputsBucket"])
         self._progress.enter("Uploading data")
         self._variables = self._upload(data["TrainingBucket"])
-        before = account.tagged(self._client, plan.LAB)
         as_deployed = self._state_of(DATA_STACK)
 
         self._progress.enter("Deploying TrainingStack")
-        self._deployed = True
+        self._before = account.tagged(self._client, plan.LAB)
         self._cdk.run("deploy", TRAINING_STACK, "--require-approval", "never", variables=self._variables)
         training = record.outputs(self._cloudformation, f"{plan.LAB}-{TRAINING_STACK}")
         keys = RunKeys(training["RunId"])
@@ -187,8 +187,7 @@ class Smoke:
         self._progress.enter("Destroying TrainingStack")
         self._destroy()
         self._progress.enter("Looking for leftovers")
-        left = account.until_none(lambda: account.tagged(self._client, plan.LAB) - before)
-        self._list.add(checklist.NOTHING_LEFT, not left, ", ".join(sorted(left)))
+        self._look_for_leftovers(self._before)
         same = self._state_of(DATA_STACK) == as_deployed
         kept = record.list_keys(self._client("s3"), place.bucket, keys.adapter)
         found = "" if same else f"{plan.LAB}-{DATA_STACK} has changed"
@@ -258,6 +257,10 @@ class Smoke:
         self._cdk.run("destroy", TRAINING_STACK, "--force", variables=self._variables)
         gone = f"{plan.LAB}-{TRAINING_STACK}" not in record.stacks(self._cloudformation)
         self._list.add(checklist.DESTROYED, gone, f"in {duration(time.monotonic() - began)}" if gone else "still there")
+
+    def _look_for_leftovers(self, before: set[str]) -> None:
+        left = account.until_none(lambda: account.tagged(self._client, plan.LAB) - before)
+        self._list.add(checklist.NOTHING_LEFT, not left, ", ".join(sorted(left)))
 
     def _state_of(self, stack: str) -> tuple[str, str]:
         """Status and time of the last change."""

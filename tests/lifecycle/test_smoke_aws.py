@@ -138,4 +138,6 @@ def test_a_run_that_is_stopped_with_ctrl_c_destroys_what_costs_money(stage: Stag
     assert not stage.instances()
     result = json.loads(RESULT.read_text())
     assert not result["passed"]
+    passed = [check["name"] for check in result["checks"] if check["passed"]]
+    assert passed[-2:] == ["cdk destroy TrainingStack", "nothing is left that TrainingStack made"], result
     assert "the run succeeded" in result["not_reached"]
