@@ -5,7 +5,7 @@ BIN := .venv/bin
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: setup demo smoke-aws test lint fmt clean test-docker sbom
+.PHONY: setup demo smoke-aws test lint fmt clean test-docker sbom checkov
 
 setup: .venv/.ready ## Virtual environment, `lab` command, pinned CDK CLI; does nothing when nothing changed
 
@@ -31,6 +31,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+checkov: setup ## checkov over every variant's templates, in a virtual environment of its own (a minute the first time)
+	scripts/checkov.sh
 
 fmt: setup
 	$(BIN)/ruff format .
