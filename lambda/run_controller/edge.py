@@ -10,6 +10,7 @@ from typing import Any
 
 import boto3
 from botocore.exceptions import ClientError
+from image_digest import pinned
 from policy import Action, Current, Request, decide
 
 from training_image import contract, notices
@@ -172,19 +173,10 @@ class Controller:
             "created_at": started.isoformat(timespec="seconds"),
             "deadline": self._deadline(started).isoformat(timespec="seconds"),
             **{name: spec[name] for name in _COPIED},
-            "image": self._pinned(spec["image"]),
+            "image": pinned(spec["image"]),
             "settings_sha256": contract.settings_digest(spec["settings"]),
             "spec": spec,
         }
-
-    def _pinned(self, image: str) -> str:
-        """The image by digest: a tag could mean another image when a box is replaced."""
-        uri, separator, tag = image.rpartition(":")
-        if not separator or "@" in image or "/" in tag:
-            return image
-        repository = uri.split("/", 1)[1]
-        found = boto3.client("ecr").describe_images(repositoryName=repository, imageIds=[{"imageTag": tag}])
-        return f"{uri}@{found['imageDetails'][0]['imageDigest']}"
 
     def _arm(self, deadline: datetime) -> None:
         """Killer 3: AWS itself takes the capacity away after the deadline, with no code of ours."""
