@@ -54,7 +54,7 @@ class LabConfig(BaseModel):
     ami_id: str | None = Field(None, pattern=r"^ami-[0-9a-f]{8,17}$")
     """None: AWS's newest deep learning base image, resolved at each launch."""
     image_tag: str | None = Field(None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}$")
-    """Tag or ``sha256:...`` digest in DataStack's repository, or ``latest``: the newest that was pushed from main. None:
+    """Tag or ``sha256:...`` digest in DataStack's repository, or ``latest``: the newest pushed from main. None:
     build the image from ``training_image/``."""
     training_command: tuple[str, ...] = ()
     """Runs instead of the trainer, in the same image and with the same work directory."""
