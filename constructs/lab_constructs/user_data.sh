@@ -11,10 +11,9 @@ ROOT=${DESTDIR:-}
 BOOTED_AT=$(date +%s)
 LIB=$ROOT/usr/local/lib/llm-tuning-lab
 UNITS=$ROOT/etc/systemd/system
-WORK=$ROOT/opt/training
 LOG=$ROOT/var/log/training.log
 SETUP_LOG=$ROOT/var/log/training-setup.log
-mkdir -p "$LIB" "$UNITS" "$WORK" "$ROOT/var/log"
+mkdir -p "$LIB" "$UNITS" "$ROOT/var/log" "$ROOT/usr/local/bin"
 touch "$LOG"
 exec >>"$SETUP_LOG" 2>&1
 echo "setup of stack $STACK began at $(date -u +%FT%TZ)"
@@ -183,20 +182,26 @@ for try in 1 2 3; do
 done
 
 # --- the training unit: its exit is observed, its stop leaves time for a checkpoint ---------------------------------
+WORK=$ROOT/opt/training
+# The machine image mounts the type's instance store there by itself, faster than the root volume and free of charge.
+# Looked at only now, so that it has had the image's download for it.
+if mountpoint -q "$ROOT/opt/dlami/nvme"; then WORK=$ROOT/opt/dlami/nvme/training; fi
+mkdir -p "$WORK"
+chmod 1777 "$WORK" # the container's user is not root, and its root file system cannot be written
 gpu_option=''
 [ "$GPUS" -eq 0 ] || gpu_option='--gpus all'
-chmod 1777 "$WORK" # the container's user is not root, and its root file system cannot be written
+container="--ipc=host $gpu_option --read-only --tmpfs /tmp:rw,exec,nosuid,nodev -v $WORK:$WORK \\
+  -e HF_HOME=$WORK/huggingface -e AWS_DEFAULT_REGION=$AWS_DEFAULT_REGION"
 cat >"$LIB/start" <<START
 #!/bin/bash
-exec docker run --rm --name training --ipc=host $gpu_option --read-only --tmpfs /tmp:rw,exec,nosuid,nodev \\
-  -v $WORK:$WORK -e HF_HOME=$WORK/huggingface -e AWS_DEFAULT_REGION=$AWS_DEFAULT_REGION \\
+exec docker run --rm --name training $container \\
   $IMAGE --bucket $BUCKET --run-id $RUN_ID --work-dir $WORK --booted-at $BOOTED_AT >>$LOG 2>&1
 START
 chmod +x "$LIB/start"
 cat >"$UNITS/training.service" <<UNIT
 [Unit]
 Description=Training run $RUN_ID
-After=docker.service network-online.target
+After=docker.service network-online.target dlami-nvme.service
 Requires=docker.service
 [Service]
 ExecStart=$LIB/start
@@ -209,11 +214,46 @@ UNIT
 systemctl daemon-reload
 systemctl enable --now training.service
 
-# --- the viewer: `tmux attach -t training` for Session Manager's user; Ctrl-C there ends the viewer, never the run ---
+# From here on a failure costs a convenience, not the run.
 trap - ERR
 set +e
-id ssm-user >/dev/null 2>&1 || useradd --create-home ssm-user
-chmod 644 "$LOG" "$SETUP_LOG"
+
+# --- on a kept box: the trainer again, on the run's data and settings, with the caller's exported LLM_* on top --------
+cat >"$ROOT/usr/local/bin/rerun-training" <<RERUN
+#!/bin/bash
+set -euo pipefail
+if systemctl is-active --quiet training.service; then
+  echo 'The run is still training: tmux attach -t training' >&2
+  exit 1
+fi
+work=$WORK/rerun/\$(date -u +%Y%m%dT%H%M%SZ)
+sudo=''
+[ "\$(id -u)" = 0 ] || sudo='sudo --preserve-env' # the engine is root's
+options=()
+for name in \$(compgen -e LLM_); do options+=(-e "\$name"); done
+mkdir -p $WORK/rerun
+chmod 1777 $WORK/rerun 2>/dev/null || true
+mkdir "\$work"
+chmod 1777 "\$work"
+cp "$LIB/run.json" "\$work/"
+for part in data model; do
+  [ ! -e "$WORK/\$part" ] || ln -s "$WORK/\$part" "\$work/"
+done
+echo "Settings of $RUN_ID, with: \$(compgen -e LLM_ | tr '\n' ' '). The box stays until $DEADLINE at most."
+\$sudo docker run --rm --name rerun --entrypoint python $container "\${options[@]}" \\
+  $IMAGE -m training_image.train --work-dir "\$work" 2>&1 | tee "\$work/training.log"
+echo "Results: \$work/adapter and \$work/metrics, on this box only. To keep them:"
+echo "aws s3 cp --recursive \$work/adapter s3://$BUCKET/runs/$RUN_ID/rerun/\${work##*/}/"
+RERUN
+chmod 755 "$ROOT/usr/local/bin/rerun-training"
+
+# --- the viewer: `tmux attach -t training` for Session Manager's user; Ctrl-C there ends the viewer, never the run ---
+if ! id ssm-user >/dev/null 2>&1; then
+  useradd --create-home ssm-user
+  # The agent gives the user its sudo only together with the user.
+  install -D -m 440 /dev/stdin "$ROOT/etc/sudoers.d/ssm-agent-users" <<<'ssm-user ALL=(ALL) NOPASSWD:ALL'
+fi
+chmod 644 "$LOG" "$SETUP_LOG" "$LIB/run.json"
 runuser -u ssm-user -- tmux new-session -d -s training "tail -n +1 -F $LOG"
 echo "setup done after $(($(date +%s) - BOOTED_AT)) s"
 exit 0

@@ -35,6 +35,8 @@ class RunOptions:
     remove: bool
     stop_seconds: int
     volumes: tuple[str, ...]
+    entrypoint: str | None = None
+    """In place of the image's, whose default arguments go with it."""
 
 
 class Containers:
@@ -85,7 +87,8 @@ class Containers:
         self, options: RunOptions, directory: Path, image: str, config: ImageConfig, arguments: list[str]
     ) -> int:
         container_id = secrets.token_hex(6)
-        command = [*config.entrypoint, *(arguments or config.cmd)]
+        default = [*config.entrypoint, *(arguments or config.cmd)]
+        command = [options.entrypoint, *arguments] if options.entrypoint else default
         rootfs = directory / "rootfs"
         workdir = inside(rootfs, config.working_dir)
         environment = container_environment(config, options.env, rootfs, container_id)

@@ -87,6 +87,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("-e", "--env", action="append", default=[])
     run.add_argument("--env-file", action="append", default=[])
     run.add_argument("--stop-timeout", type=int, default=DEFAULT_STOP_SECONDS)
+    run.add_argument("--entrypoint")
     run.add_argument("--user", choices=["0", "root", "0:0"])
     run.add_argument("--read-only", action="store_true")  # there is no mount namespace here: these two are not kept
     run.add_argument("--tmpfs", action="append", default=[])
@@ -200,6 +201,7 @@ class Docker:
             remove=args.rm,
             stop_seconds=args.stop_timeout,
             volumes=volumes(args.volume),
+            entrypoint=args.entrypoint,
         )
         if self.store.find(args.image) is None:
             self.pull(argparse.Namespace(reference=args.image))
