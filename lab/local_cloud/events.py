@@ -1,5 +1,4 @@
-"""What AWS does by itself and the emulator does not: events of EC2 and Auto Scaling, an alarm that calls a function; and
-the resource type AWS::Budgets::Budget."""
+"""What AWS does and the emulator does not: events of EC2 and Auto Scaling, alarms that call functions, budgets."""
 
 from __future__ import annotations
 

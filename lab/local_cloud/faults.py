@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lab.local_cloud import events
 from lab.local_cloud.hooks import Module
 
 if TYPE_CHECKING:  # the client's side needs neither
@@ -96,6 +97,7 @@ class Faults:
                 stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
                 fact = "meta-data/events/recommendations/rebalance"
                 self._runner.set_fact(instance, fact, json.dumps({"noticeTime": stamp}))
+                events.rebalance_recommendation(self._runner.scope_of(instance), instance)
             case {"fault": "s3", "settings": dict(settings)}:
                 try:
                     self.s3 = S3Fault(**settings)
@@ -113,6 +115,7 @@ class Faults:
         end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
         notice = json.dumps({"action": "terminate", "time": end})
         self._runner.set_fact(instance, "meta-data/spot/instance-action", notice)
+        events.spot_interruption(self._runner.scope_of(instance), instance)
         timer = threading.Timer(seconds, self._runner.kill, [instance])
         timer.daemon = True
         timer.start()

@@ -1,0 +1,136 @@
+"""Killers 2 and 3 with what comes before them broken: a box that no longer obeys, a function that raises."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psutil
+import pytest
+
+from lab.local_cloud import control, processes
+from training_image import contract
+
+from .conftest import LONG, Stage
+
+pytestmark = pytest.mark.lifecycle
+
+
+class Mailbox:
+    """What arrives at the alert topic, by a queue of its own."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._sqs = stage.cloud.client("sqs")
+        self._url = self._sqs.create_queue(QueueName="mailbox")["QueueUrl"]
+        arn = self._sqs.get_queue_attributes(QueueUrl=self._url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        topic = stage.outputs("DataStack")["AlertTopicArn"]
+        stage.cloud.client("sns").subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
+        self.mails: list[dict[str, Any]] = []
+
+    def subjects(self) -> list[str]:
+        while found := self._sqs.receive_message(QueueUrl=self._url, MaxNumberOfMessages=10).get("Messages"):
+            for message in found:
+                self.mails.append(json.loads(message["Body"]))
+                self._sqs.delete_message(QueueUrl=self._url, ReceiptHandle=message["ReceiptHandle"])
+        return [mail["Subject"] for mail in self.mails]
+
+
+@pytest.fixture(scope="module")
+def mailbox(stage: Stage) -> Mailbox:
+    return Mailbox(stage)
+
+
+@pytest.fixture
+def deaf(stage: Stage) -> Iterator[dict[str, str]]:
+    """A deployed stack whose box trains, and then is deaf and dumb: its supervisor stands still, its timer is gone."""
+    outputs = stage.deploy(**LONG)
+    run_id = outputs["RunId"]
+    stage.wait("a checkpoint", lambda: stage.heartbeat(run_id).get("durable_step"), run_id, 240)
+    box = stage.cloud.state / "boxes" / stage.heartbeat(run_id)["instance_id"]
+    assert control.call(box, "stop", [], ["training-deadline.timer"])[0] == 0
+    frozen = [
+        process
+        for process in processes.marked("DESTDIR", str(box))
+        if "training_image.supervisor" in " ".join(process.cmdline())
+    ]
+    assert frozen
+    for process in frozen:
+        process.send_signal(signal.SIGSTOP)
+    yield outputs
+    for process in frozen:
+        if process.is_running():
+            process.send_signal(signal.SIGCONT)
+    assert stage.cdk("destroy", "TrainingStack", "--force").returncode == 0
+    assert not stage.instances()
+
+
+def thaw_and_wait(stage: Stage, run_id: str) -> None:
+    """The power button has been pressed; a process that stands still would only be killed after its stop timeout."""
+
+    def gone() -> bool:
+        for process in psutil.process_iter():
+            if process.status() == psutil.STATUS_STOPPED and "training_image.supervisor" in process.cmdline():
+                process.send_signal(signal.SIGCONT)
+        return not stage.instances()
+
+    stage.wait("the box is gone", gone, run_id)
+
+
+def test_a_box_that_no_longer_obeys_is_ended_by_the_auto_terminator(stage: Stage, mailbox: Mailbox, deaf: dict):
+    run_id = deaf["RunId"]
+    assert f"TrainingStack: run {run_id} has started" in mailbox.subjects()
+    passed = (datetime.now(UTC) - timedelta(minutes=6)).isoformat()
+    stage.s3.put_object(
+        Bucket=stage.bucket,
+        Key=contract.RunKeys(run_id).control,
+        Body=json.dumps({"limits": {"deadline": passed}}).encode(),
+    )
+    # Nobody calls it: its own schedule does.
+    outcome = stage.wait("the auto-terminator's outcome", lambda: stage.outcome(run_id), run_id, 240)
+    assert (outcome["reason"], outcome["by"]) == ("expired", "terminator")
+    (group,) = stage.autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[deaf["AutoScalingGroupName"]])[
+        "AutoScalingGroups"
+    ]
+    assert group["MaxSize"] == 0
+    thaw_and_wait(stage, run_id)
+    told = f"TrainingStack: run {run_id} reached its deadline"
+    stage.wait("the e-mail", lambda: told in mailbox.subjects(), run_id, 30)
+    (mail,) = [mail for mail in mailbox.mails if mail["Subject"] == told]
+    assert "1 instance(s)" in mail["Message"]
+    assert "cdk destroy TrainingStack" in mail["Message"]
+
+
+def test_with_the_function_broken_too_the_scheduled_action_ends_the_box(stage: Stage, deaf: dict):
+    run_id, group = deaf["RunId"], deaf["AutoScalingGroupName"]
+    client = stage.cloud.client("lambda")
+    (name,) = [
+        item["FunctionName"] for item in client.list_functions()["Functions"] if "Terminator" in item["FunctionName"]
+    ]
+    client.update_function_configuration(FunctionName=name, Handler="index.no_such_handler")
+    assert "FunctionError" in client.invoke(FunctionName=name, Payload=b"{}")
+
+    (action,) = stage.autoscaling.describe_scheduled_actions(AutoScalingGroupName=group)["ScheduledUpdateGroupActions"]
+    run = stage.read(contract.RunKeys(run_id).run)
+    assert run is not None
+    assert action["StartTime"] - datetime.fromisoformat(run["deadline"]) == timedelta(minutes=10)
+    # The same action, moved to where the test can wait for it.
+    stage.autoscaling.put_scheduled_update_group_action(
+        AutoScalingGroupName=group,
+        ScheduledActionName=action["ScheduledActionName"],
+        StartTime=datetime.now(UTC) + timedelta(seconds=2),
+        **{key: action[key] for key in ("MinSize", "MaxSize", "DesiredCapacity")},
+    )
+    stage.wait(
+        "the power button",
+        lambda: (
+            stage.autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[group])["AutoScalingGroups"][0][
+                "DesiredCapacity"
+            ]
+            == 0
+        ),
+        run_id,
+    )
+    thaw_and_wait(stage, run_id)

@@ -1,0 +1,144 @@
+"""What the auto-terminator ends, and above all what it never ends."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lambda_support import load
+
+from training_image.contract import Reason
+
+policy = load("auto_terminator", "policy").policy
+Box, Facts, decide = policy.Box, policy.Facts, policy.decide
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+DEADLINE = START + timedelta(hours=12)
+
+
+def minutes(number: float) -> timedelta:
+    return timedelta(minutes=number)
+
+
+def facts(now: datetime, **changes):
+    """A run in good health at ``now``: one box since the start, that has just been heard."""
+    values = {
+        "now": now,
+        "boxes": (Box("i-1", START),),
+        "desired": 1,
+        "run": {"deadline": DEADLINE.isoformat(), "max_attempts": 5, "auto_shutdown": True},
+        "outcome": None,
+        "heartbeat": {"instance_id": "i-1", "at": now.isoformat()},
+        "launches": 1,
+        "max_runtime": timedelta(hours=12),
+    }
+    return Facts(**{**values, **changes})
+
+
+def test_the_box_goes_first_at_the_deadline():
+    assert decide(facts(DEADLINE + minutes(4))) is None
+    ending = decide(facts(DEADLINE + minutes(6)))
+    assert ending.reason is Reason.EXPIRED
+    assert "12:00 UTC" in ending.sentence
+
+
+def test_a_run_that_waits_for_capacity_ends_at_its_deadline_too():
+    waiting = {"boxes": (), "heartbeat": None, "launches": 0}
+    assert decide(facts(DEADLINE - minutes(1), **waiting)) is None
+    assert decide(facts(DEADLINE + minutes(6), **waiting)).reason is Reason.EXPIRED
+
+
+def test_a_box_that_outlives_its_run_is_ended_without_another_outcome():
+    ended = {"outcome": {"reason": "succeeded", "at": START.isoformat()}}
+    assert decide(facts(START + minutes(9), **ended)) is None, "it still uploads its logs"
+    ending = decide(facts(START + minutes(11), **ended))
+    assert ending.reason is None
+
+
+def test_a_box_kept_for_review_stays_until_the_deadline():
+    kept = {
+        "outcome": {"reason": "failed", "at": START.isoformat()},
+        "run": {"deadline": DEADLINE.isoformat(), "max_attempts": 5, "auto_shutdown": False},
+        "heartbeat": None,
+    }
+    assert decide(facts(DEADLINE, **kept)) is None
+    assert decide(facts(DEADLINE + minutes(6), **kept)) is not None
+
+
+def test_silence_ends_a_run_but_booting_is_no_silence():
+    last = START + minutes(60)
+    heard = {"heartbeat": {"instance_id": "i-1", "at": last.isoformat()}}
+    assert decide(facts(last + minutes(9), **heard)) is None
+    ending = decide(facts(last + minutes(11), **heard))
+    assert ending.reason is Reason.FAILED
+    assert "i-1" in ending.sentence
+    replaced = {"boxes": (Box("i-2", last),), **heard}
+    assert decide(facts(last + minutes(19), **replaced)) is None, "the new box has time to boot"
+    assert decide(facts(last + minutes(21), **replaced)).reason is Reason.FAILED
+
+
+def test_a_crash_loop_ends():
+    assert decide(facts(START + minutes(5), launches=5)) is None
+    ending = decide(facts(START + minutes(5), launches=6))
+    assert ending.reason is Reason.FAILED
+    assert "max_attempts is 5" in ending.sentence
+
+
+def test_where_nothing_can_be_read_age_alone_decides():
+    blind = {"run": None, "heartbeat": None}
+    assert decide(facts(START + timedelta(hours=12), **blind)) is None
+    assert decide(facts(START + timedelta(hours=12.6), **blind)).reason is None
+
+
+@pytest.mark.parametrize("finished", [None, {"reason": "succeeded", "at": START.isoformat()}])
+def test_without_boxes_and_capacity_there_is_nothing_to_end_before_the_deadline(finished):
+    nothing = {"boxes": (), "desired": 0, "outcome": finished, "heartbeat": None}
+    assert decide(facts(START + minutes(30), **nothing)) is None
+
+
+moments = st.datetimes(datetime(2025, 12, 31), datetime(2026, 1, 3), timezones=st.just(UTC))
+texts = st.none() | st.just("nonsense") | moments.map(datetime.isoformat)
+anything = st.fixed_dictionaries(
+    {
+        "boxes": st.lists(st.builds(Box, st.sampled_from(["i-1", "i-2"]), moments), max_size=2).map(tuple),
+        "desired": st.integers(0, 1),
+        "run": st.none()
+        | st.fixed_dictionaries(
+            {},
+            optional={
+                "deadline": texts,
+                "max_attempts": st.none() | st.integers(1, 5),
+                "auto_shutdown": st.booleans(),
+            },
+        ),
+        "outcome": st.none() | st.fixed_dictionaries({}, optional={"at": texts}),
+        "heartbeat": st.none()
+        | st.fixed_dictionaries({}, optional={"instance_id": st.sampled_from(["i-1", "i-2"]), "at": texts}),
+        "launches": st.integers(0, 9),
+    }
+)
+
+
+@given(anything, moments)
+def test_it_never_raises_whatever_is_missing_or_unreadable(values, now):
+    decide(facts(now, **values))
+
+
+@given(anything, moments, st.timedeltas(timedelta(0), timedelta(days=3)))
+def test_what_is_to_end_stays_to_end_as_time_passes(values, now, later):
+    if decide(facts(now, **values)) is not None:
+        assert decide(facts(now + later, **values)) is not None
+
+
+@given(anything)
+def test_no_box_outlives_the_deadline_or_where_that_is_unknown_its_age(values):
+    long_after = datetime(2026, 1, 5, tzinfo=UTC)
+    if values["boxes"]:
+        assert decide(facts(long_after, **values)) is not None
+
+
+@given(st.timedeltas(timedelta(0), timedelta(hours=12)), st.timedeltas(timedelta(0), minutes(10)), st.integers(1, 5))
+def test_a_run_in_good_health_is_never_ended(age, quiet, launches):
+    now = START + age
+    beat = {"instance_id": "i-1", "at": (now - quiet).isoformat()}
+    assert decide(facts(now, heartbeat=beat, launches=launches)) is None
