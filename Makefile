@@ -5,7 +5,7 @@ BIN := .venv/bin
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: setup demo smoke-aws test lint fmt clean test-docker sbom checkov
+.PHONY: setup demo smoke-aws test lint fmt clean test-docker sbom checkov bench-synth bench-image
 
 setup: .venv/.ready ## Virtual environment, `lab` command, pinned CDK CLI; does nothing when nothing changed
 
@@ -34,6 +34,12 @@ lint: setup
 
 checkov: setup ## checkov over every variant's templates, in a virtual environment of its own (a minute the first time)
 	scripts/checkov.sh
+
+bench-image: setup ## How large the image is; IMAGE=<name>: of the CPU variant, as Docker has it, measured layer by layer
+	$(BIN)/python benchmarks/bench_image.py $(if $(IMAGE),--image "$(IMAGE)")
+
+bench-synth: setup ## How long `cdk synth` takes, beside an app of two resources; best on a quiet machine
+	$(BIN)/python benchmarks/bench_synth.py
 
 fmt: setup
 	$(BIN)/ruff format .
