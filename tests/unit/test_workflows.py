@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from image_digest import FROM_MAIN
 
 from training_image import contract, lab_config
 from training_image.lab_config import LabConfig
@@ -230,7 +231,8 @@ def test_each_push_has_a_tag_of_its_own_and_the_newest_sorts_last(tmp_path):
     tags = set(re.findall(r"^r/n:(.*)$", calls, re.MULTILINE))
     assert len(tags) == 1
     (tag,) = tags
-    assert re.fullmatch(r"main-20\d{6}T\d{6}Z-0123456789ab", tag)
+    assert FROM_MAIN.fullmatch(tag), "the run controller resolves `latest` by it"
+    assert tag.endswith("-0123456789ab")
     assert LabConfig(image_tag=tag).image_tag == tag
     assert tag in (tmp_path / "summary").read_text()
 
