@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from lab import faults_cli
 from lab.local_cloud.cloud import LocalCloud, LocalCloudError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,18 +106,24 @@ def demo(
 ) -> None:
     """The whole life cycle, for real: deploy, train a small model, let the box end itself, destroy. About ten minutes.
 
-    DEMO_STEPS sets the number of training steps; LLM_* variables of your shell reach the trainer.
+    DEMO_STEPS sets the number of training steps; LLM_* variables of your shell reach the trainer. DEMO_FAULT lets one
+    thing go wrong: silent-exit-0, no-upload, kill-supervisor or kill-machine.
     """
     from lab.demo import demo as life_cycle
-    from lab.demo import environment
+    from lab.demo import environment, fault
 
     try:
         environment.check(ROOT, data, model)
+        fault.from_shell(os.environ)
     except environment.InputError as error:
         raise _fail(str(error), 2) from None
     if _running():
         raise _fail("`lab local up` has a local cloud running. End it first: lab local down", 2)
     raise typer.Exit(life_cycle.run(life_cycle.Options(ROOT, data, model, engine), Console(highlight=False)))
+
+
+for command in (faults_cli.interrupt, faults_cli.kill, faults_cli.outage, faults_cli.no_capacity, faults_cli.chaos):
+    local.command(command.__name__.replace("_", "-"))(command)
 
 
 @local.command()

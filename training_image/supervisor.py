@@ -232,7 +232,7 @@ class Supervisor:
         budget = DRAIN_SECONDS if self._drained_by is None else self._drained_by - time.monotonic()
         if self._publisher and not self._publisher.finish(budget):
             log.warning("The last checkpoint could not be published in time")
-        final = ending.final_marker(self._work)
+        final, gone = self._upload_result(gone)
         judged = verdict(
             trainer_exit=gone.exit_code,
             succeeded=final is not None,
@@ -242,7 +242,6 @@ class Supervisor:
         )
         if judged.reason is Reason.SUCCEEDED and final is not None:
             detail = f"{final.get('step')} steps on {final.get('train_examples')} examples"
-            ending.upload_results(self._store, self._keys, self._work)
             facts = ending.final_facts(final)
         else:
             detail = self._detail(gone, stop, last_lines)
@@ -253,6 +252,18 @@ class Supervisor:
             self._end(judged.reason, detail, resumed_from_step=reporter.resumed_from_step, **facts)
         reporter.close(State.WAITING if judged.reason is None else State.ENDED)
         return judged.exit_code
+
+    def _upload_result(self, gone: Gone) -> tuple[dict[str, Any] | None, Gone]:
+        """The final marker once what it names is in S3; without one, why not. A result that is nowhere is none."""
+        final = ending.final_marker(self._work) if gone.exit_code == TrainerExit.DONE else None
+        if final is None:
+            return None, gone
+        try:
+            ending.upload_results(self._store, self._keys, self._work)
+        except Exception as error:
+            log.exception("The result could not be uploaded")
+            return None, Gone(gone.exit_code, f"The result could not be uploaded ({error})")
+        return final, gone
 
     def _detail(self, gone: Gone, stop: Stop | None, last_lines: list[str]) -> str:
         if stop is not None and gone.exit_code not in (TrainerExit.BAD_INPUT, TrainerExit.OUT_OF_MEMORY):

@@ -16,9 +16,10 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 
-from lab.demo import base_model, dataset, environment, record, report
+from lab.demo import base_model, dataset, environment, fault, record, report
 from lab.demo.base_model import BaseModelError
 from lab.demo.cdk import Cdk, CdkError
+from lab.demo.fault import Saboteur
 from lab.demo.follow import Place, RunStalledError, follow, wait_until_gone
 from lab.demo.progress import TITLES, Progress, Shown
 from lab.demo.recheck import RecheckError, recheck
@@ -108,18 +109,22 @@ def _life_cycle(options: Options, cloud: LocalCloud, progress: Progress, facts: 
 
     progress.enter("Deploying TrainingStack")
     variables = environment.run_variables(os.environ, base_model=uri, own_data=options.data is not None)
-    cdk.run("deploy", TRAINING_STACK, "--require-approval", "never", variables=variables)
+    saboteur = Saboteur(fault.from_shell(os.environ), cloud)
+    saboteur.before_the_run()
+    cdk.run("deploy", TRAINING_STACK, "--require-approval", "never", *saboteur.options, variables=variables)
     training_stack = record.outputs(cloudformation, TRAINING_STACK)
     facts.run_id = training_stack["RunId"]
     keys = RunKeys(facts.run_id)
     place = Place(data_stack["OutputsBucket"], keys, training_stack["AutoScalingGroupName"])
     facts.adapter_uri = f"s3://{place.bucket}/{keys.adapter}"
     try:
-        follow(s3, ec2, place, progress)
+        follow(s3, ec2, place, progress, on_heartbeat=lambda heartbeat: saboteur.at(place, heartbeat))
         facts.instances_before_destroy = wait_until_gone(ec2, progress)
     finally:
         facts.record = record.read_run(s3, place.bucket, keys)
         _keep_logs(s3, place, options.folder)
+    if not saboteur.struck:
+        facts.problem = "DEMO_FAULT never struck: the run ended before a checkpoint was durable. Raise DEMO_STEPS."
     causes = record.termination_causes(cloud.client("autoscaling"), place.group)
     facts.ended_by = record.ended_by(causes, facts.record.outcome)
 

@@ -40,6 +40,7 @@ def follow(
     sleep: Callable[[float], None] = time.sleep,
     *,
     stalled_seconds: float = STALLED_SECONDS,
+    on_heartbeat: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> None:
     """Show every phase until ``outcome.json`` exists.
 
@@ -51,6 +52,7 @@ def follow(
     waiting = 0.0
     while not record.read_json(s3, place.bucket, place.keys.outcome):
         heartbeat = record.read_json(s3, place.bucket, place.keys.heartbeat)
+        on_heartbeat(heartbeat)
         live = record.live_instances(ec2, place.group)
         now = (heartbeat.get("at"), heartbeat.get("step"), tuple(live))
         waiting = waiting + _POLL_SECONDS if now == seen else 0.0

@@ -159,6 +159,22 @@ def test_a_stop_request_before_the_box_began_claims_nothing(lab):
     assert not lab.store.list(lab.keys.prefix + "attempts/")
 
 
+UPLOAD_FAILS = """
+def refuse(*_):
+    raise OSError('S3 takes no adapter')
+supervisor.ending.upload_results = refuse
+"""
+
+
+def test_a_result_that_cannot_be_uploaded_is_no_success(lab):
+    lab.start_run(max_attempts=2)
+    assert lab.ended(lab.boot(UPLOAD_FAILS)) not in set(SupervisorExit), "another box may do better"
+    assert lab.outcome() is None
+    assert lab.ended(lab.boot(UPLOAD_FAILS)) == SupervisorExit.RUN_ENDED
+    assert lab.outcome()["reason"] == "failed"
+    assert "could not be uploaded (S3 takes no adapter)" in lab.outcome()["detail"]
+
+
 def test_a_deadline_that_has_passed_ends_the_run_at_once(lab):
     lab.start_run(deadline=datetime.now(UTC).isoformat())
     assert lab.run_box() == SupervisorExit.RUN_ENDED
