@@ -308,6 +308,14 @@ def test_a_whole_app_is_synthesised_once_and_says_nothing():
     assert "Guard:" not in "".join(path.read_text() for path in metadata(app))
 
 
+def test_cdks_own_rules_warn_and_never_block_a_destroy():
+    """They fail synth with the flag that `cdk init` sets; the linters' tests hold the templates to the same rules."""
+    app, _, training = whole_app()
+    cdk.CfnResource(training, "Bad", type="AWS::EC2::SecurityGroup", properties={"GroupDescription": 1, "NoSuch": 1})
+    guards.synth(app, training=training)
+    assert (Path(app.outdir) / training.template_file).exists()
+
+
 def test_app_py_is_guarded():
     text = (ROOT / "app.py").read_text()
     assert "guards.synth(app, training=training)" in text
