@@ -86,6 +86,12 @@ def test_shellcheck_finds_nothing_in_the_scripts(name):
         assert result.returncode == 0, result.stdout
 
 
+def test_the_test_workflow_runs_what_ci_runs():
+    commands = re.findall(r"^time .*?(make [a-z-]+(?: [A-Z_]+=\S+)*)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert len(commands) >= 3
+    assert scripts("test") == commands
+
+
 # --- what they may do ---------------------------------------------------------------------------------------------
 @every_workflow
 def test_every_action_is_pinned_by_commit_with_its_version_beside_it(name):
