@@ -9,6 +9,8 @@ from constructs import Construct, IConstruct
 from lab_constructs.acknowledge import acknowledge
 from training_image.zones import zone_count
 
+PINNED = "A zone is named only where the settings pin one."
+
 
 class Network(Construct):
     """A dedicated VPC, subnets that exist already, or the account's default VPC; none of them is looked up.
@@ -55,14 +57,16 @@ class Network(Construct):
             vpc_id = self._dedicated_vpc(self.zones)
         elif not subnet_ids:
             self.zones = [availability_zone] if availability_zone else cdk.Fn.get_azs()
+        everything_out = ec2.CfnSecurityGroup.EgressProperty(
+            ip_protocol="-1", cidr_ip="0.0.0.0/0", description="The way out"
+        )
         group = ec2.CfnSecurityGroup(
             self,
             "Box",
-            vpc_id=vpc_id,  # None: the default VPC
             group_description="Training box: outbound only; people come in through Session Manager",
-            security_group_egress=[
-                ec2.CfnSecurityGroup.EgressProperty(ip_protocol="-1", cidr_ip="0.0.0.0/0", description="The way out")
-            ],
+            # None: the default VPC. The rule is then AWS's own default; named, it would ask for the VPC's id.
+            vpc_id=vpc_id,
+            security_group_egress=[everything_out] if vpc_id else None,
         )
         cdk.Tags.of(self).add("Name", self.node.path)
         self.security_group = ec2.SecurityGroup.from_security_group_id(self, "BoxGroup", group.attr_group_id)
@@ -82,7 +86,7 @@ class Network(Construct):
         route = ec2.CfnRoute(
             self, "WayOut", route_table_id=table.ref, destination_cidr_block="0.0.0.0/0", gateway_id=gateway.ref
         )
-        route.add_dependency(attachment)
+        route.node.add_dependency(attachment)
         subnets = []
         for number, zone in enumerate(zones, 1):
             subnet = ec2.CfnSubnet(
@@ -93,7 +97,10 @@ class Network(Construct):
                 cidr_block=f"10.0.{16 * number}.0/20",
                 map_public_ip_on_launch=True,
             )
+            acknowledge(subnet, PINNED, "W3010")
             acknowledge(subnet, "The public address is the box's way out; no rule lets anybody in.", "CKV_AWS_130")
+            if not cdk.Token.is_unresolved(zone):
+                acknowledge(subnet, "The operator asked for this zone.", "W3010")
             association = ec2.CfnSubnetRouteTableAssociation(
                 self, f"Public{number}Routes", route_table_id=table.ref, subnet_id=subnet.ref
             )
