@@ -44,8 +44,13 @@ say "making the base image"
 mmdebstrap --quiet --variant=minbase --include=ca-certificates,python3,python3-venv bookworm - | docker import - lab-base >/dev/null
 
 say "fetching the wheels of the CPU variant"
-python3 -m pip --quiet --disable-pip-version-check download --no-deps --require-hashes --only-binary :all: \
-  --dest "$state/wheels" --requirement training_image/requirements-cpu.lock
+fetch() {
+  python3 -m pip --quiet --disable-pip-version-check download --no-deps --require-hashes --only-binary :all: \
+    --dest "$state/wheels" --requirement "$1"
+}
+# First without torch's own index, which pip would ask for every package: this machine may have the wheel, and no internet.
+sed '/^--extra-index-url/d' training_image/requirements-cpu.lock >"$state/offline.lock"
+fetch "$state/offline.lock" 2>"$state/pip.log" || fetch training_image/requirements-cpu.lock
 # The port is chosen by the system, and read from the server's first line.
 python3 -u -m http.server 0 --bind 127.0.0.1 --directory "$state/wheels" >"$state/wheels.log" 2>&1 &
 server=$!

@@ -52,7 +52,7 @@ class Stage:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
+            timeout=1200,  # an image may be built meanwhile
         )
         (self._logs / f"{self._count:02}-{arguments[0]}.log").write_text(result.stdout)
         return result
