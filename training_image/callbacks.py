@@ -102,8 +102,9 @@ class RunCallback(TrainerCallback):
             control.should_training_stop = True
         # The last step is saved too: a stop during the evaluation that follows must not lose it.
         finished = state.global_step >= state.max_steps
-        if stopping or finished or self._cadence_asks(state.global_step, step_seconds):
+        if stopping or finished or self._work.save.exists() or self._cadence_asks(state.global_step, step_seconds):
             control.should_save = True
+            self._work.save.unlink(missing_ok=True)
 
     def on_log(
         self,

@@ -218,6 +218,11 @@ class WorkDir:
         return self.root / "stop"
 
     @property
+    def save(self) -> Path:
+        """Created by the supervisor: checkpoint at the end of this step and go on. The trainer removes it."""
+        return self.root / "save"
+
+    @property
     def final(self) -> Path:
         """The trainer's final marker; without it no run has succeeded."""
         return self.root / "final.json"

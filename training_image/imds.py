@@ -45,6 +45,10 @@ class Imds:
             return Stop(Cause.SCALE_IN, "the Auto Scaling group ends this instance")
         return None
 
+    def rebalance_recommended(self) -> bool:
+        """Whether AWS holds this spot instance more likely than others to be interrupted."""
+        return self.get("events/recommendations/rebalance") is not None
+
     def _new_token(self) -> str:
         headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
         answer = self._http.request("PUT", f"{self._base}api/token", headers=headers)

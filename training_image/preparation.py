@@ -50,7 +50,7 @@ def clear(work: WorkDir) -> None:
     work.root.mkdir(parents=True, exist_ok=True)
     for directory in (work.data, work.model, work.checkpoints, work.resume, work.adapter, work.metrics):
         shutil.rmtree(directory, ignore_errors=True)
-    for file in (work.status, work.stop, work.final, work.error):
+    for file in (work.status, work.stop, work.save, work.final, work.error):
         file.unlink(missing_ok=True)
 
 

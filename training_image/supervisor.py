@@ -76,6 +76,7 @@ class Supervisor:
         self._options = options
         self._imds = Imds()
         self._attempt = 0
+        self._at_risk = False
         self._publisher: Publisher | None = None
         self._reporter: Reporter | None = None
         self._drained_by: float | None = None  # monotonic; None while nobody asked to stop
@@ -155,6 +156,10 @@ class Supervisor:
             return self._conclude(gone, stop, self._reporter)
 
     def _look_at_box(self) -> Stop | None:
+        if not self._at_risk and self._imds.rebalance_recommended():
+            log.info("This instance is at an elevated risk of interruption: saving a checkpoint now")
+            self._at_risk = True
+            self._work.save.touch()
         return watch.deadline_stop(self._deadline, datetime.now(UTC)) or self._imds.notice()
 
     def _look_at_run(self) -> Stop | None:

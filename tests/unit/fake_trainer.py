@@ -64,6 +64,9 @@ for step in range(first + 1, total + 1):
     while step == int(options.get("hold", 0)) and time.monotonic() < give_up:
         if (work / "stop").exists() and "deaf" not in options:
             break
+        if (work / "save").exists():
+            checkpoint(step)
+            (work / "save").unlink()
         time.sleep(0.02)
     if (work / "stop").exists():
         checkpoint(step)

@@ -175,6 +175,17 @@ def test_a_result_that_cannot_be_uploaded_is_no_success(lab):
     assert "could not be uploaded (S3 takes no adapter)" in lab.outcome()["detail"]
 
 
+def test_a_rebalance_recommendation_saves_a_checkpoint_and_training_goes_on(lab):
+    lab.start_run("hold=3")
+    box = lab.holding(3)
+    assert lab.heartbeat()["durable_step"] in (None, 2)
+    lab.imds.metadata["events/recommendations/rebalance"] = '{"noticeTime": "2026-01-01T00:00:00Z"}'
+    wait_for(lambda: lab.heartbeat()["durable_step"] == 3, "the checkpoint of step 3")
+    assert box.poll() is None
+    lab.stop_by_control()
+    assert lab.ended(box) == SupervisorExit.RUN_ENDED
+
+
 def test_a_deadline_that_has_passed_ends_the_run_at_once(lab):
     lab.start_run(deadline=datetime.now(UTC).isoformat())
     assert lab.run_box() == SupervisorExit.RUN_ENDED

@@ -134,6 +134,23 @@ def test_a_stopped_run_resumes_to_the_same_adapter_bit_for_bit(step, tmp_path, b
     assert steps(work)[:step] == first_attempt
 
 
+def test_a_checkpoint_asked_for_is_saved_and_changes_nothing(tmp_path, base, finished, monkeypatch):
+    work = prepare(tmp_path, base)
+    original = RunCallback.on_step_begin
+
+    def ask(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            work.save.touch()
+        original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(RunCallback, "on_step_begin", ask)
+    assert run(work) == TrainerExit.DONE
+    assert (work.checkpoints / "checkpoint-3" / COMPLETE_MARKER).exists()
+    assert not work.save.exists()
+    final, whole = (json.loads(item.final.read_text()) for item in (work, finished))
+    assert final["adapter_sha256"] == whole["adapter_sha256"]
+
+
 def test_a_stop_during_the_first_evaluation_ends_it(tmp_path, base):
     work = prepare(tmp_path, base)
     work.stop.touch()
