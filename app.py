@@ -23,7 +23,7 @@ data = DataStack(
 )  # fmt: skip
 training = TrainingStack(
     app, contract.TRAINING_STACK, stack_name=lab.config.training_stack_name, config=lab.config, settings=lab.settings,
-    env=env,
+    env=env, cli_region=os.environ.get("CDK_DEFAULT_REGION"),
 )  # fmt: skip
 cdk.Tags.of(app).add(contract.LAB_TAG, lab.config.lab)
 

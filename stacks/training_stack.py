@@ -22,10 +22,22 @@ IMAGE_DIRECTORY = Path(__file__).parents[1] / "training_image"
 
 
 class TrainingStack(cdk.Stack):
-    """Ephemeral: `cdk deploy` starts a run, `cdk destroy` stops it with a checkpoint and leaves nothing behind."""
+    """Ephemeral: `cdk deploy` starts a run, `cdk destroy` stops it with a checkpoint and leaves nothing behind.
+
+    Args:
+        cli_region: the region of the CLI's credentials, where it is known: it decides the number of zones, if the
+            settings name no region.
+    """
 
     def __init__(
-        self, scope: Construct, construct_id: str, *, config: LabConfig, settings: RunSettings, **kwargs: Any
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        config: LabConfig,
+        settings: RunSettings,
+        cli_region: str | None = None,
+        **kwargs: Any,
     ) -> None:
         repository_name = contract.repository_name(config.lab)
         super().__init__(
@@ -51,13 +63,20 @@ class TrainingStack(cdk.Stack):
             for output in ("TrainingBucket", "OutputsBucket", "HuggingFaceTokenSecretArn", "AlertTopicArn")
         )
         repository = ecr.Repository.from_repository_name(self, "Repository", repository_name)
-        network = Network(self, "Network", availability_zone=config.availability_zone)
+        network = Network(
+            self,
+            "Network",
+            create_vpc=config.create_vpc,
+            vpc_id=config.vpc_id,
+            subnet_ids=config.subnet_ids,
+            availability_zone=config.availability_zone,
+            region=config.region or cli_region,
+        )
         compute = Compute(
             self,
             "Compute",
             lab=config.lab,
-            vpc=network.vpc,
-            security_group=network.security_group,
+            network=network,
             stack_suffix=suffix,
             run_prefix=run_prefix,
             training_bucket=training_bucket,

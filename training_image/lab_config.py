@@ -43,10 +43,10 @@ class LabConfig(BaseModel):
     instance_types: tuple[str, ...] = ()
     """More acceptable types, with at least as many GPUs; spot takes whichever is cheapest and least likely to go."""
     use_spot: bool = True
-    max_spot_price: float | None = Field(None, gt=0)
+    max_spot_price: float | None = Field(None, ge=0.001)
     """USD an hour; None: up to the on-demand price."""
     availability_zone: str | None = None
-    """Pins one zone; None: all zones of the dedicated VPC."""
+    """Pins one zone; None: all zones. It does not go with ``subnet_ids``, which are in a zone each."""
     volume_size: int = Field(200, ge=100, le=16384)
     """GB of the encrypted gp3 root volume; the machine image alone takes most of 100."""
     volume_throughput: int = Field(250, ge=125, le=1000)
@@ -115,6 +115,10 @@ class LabConfig(BaseModel):
     def _whole(self) -> LabConfig:
         if self.create_vpc and (self.vpc_id or self.subnet_ids):
             raise ValueError("vpc_id and subnet_ids need create_vpc: false")
+        if self.availability_zone and self.subnet_ids:
+            raise ValueError("availability_zone does not go with subnet_ids: name the subnets of that zone only")
+        if self.availability_zone and self.region and not self.availability_zone.startswith(self.region):
+            raise ValueError(f"availability_zone is {self.availability_zone!r}, which is not in region {self.region!r}")
         if bool(self.vpc_id) != bool(self.subnet_ids):
             raise ValueError("vpc_id and subnet_ids belong together: set both, or neither for the default VPC")
         if (self.github_owner_id is None) != (self.github_repository_id is None):

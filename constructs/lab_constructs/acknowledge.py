@@ -38,6 +38,9 @@ def acknowledge(construct: IConstruct, reason: str, *findings: str) -> None:
             validated = cdk.Acknowledgment(id=f"CloudFormation-Validate::{finding}", reason=reason)
             cdk.Validations.of(resource).acknowledge(validated)
             resource.add_metadata("cfn-lint", {"config": {"ignore_checks": ignored}, "reasons": reasons})
+            # The CDK runs the same rules, and does not read that metadata.
+            acknowledgment = cdk.Acknowledgment(id=f"CloudFormation-Validate::{finding}", reason=reason)
+            cdk.Validations.of(construct).acknowledge(acknowledgment)
 
 
 def acknowledge_wildcards(role: IConstruct, resources: Sequence[str], reason: str) -> None:

@@ -12,6 +12,7 @@ from aws_cdk import aws_iam as iam
 from constructs import Construct
 
 from lab_constructs.acknowledge import acknowledge
+from lab_constructs.network import PINNED, Network
 from lab_constructs.permissions import allow
 from training_image import contract
 
@@ -25,8 +26,8 @@ class Compute(Construct):
     """An Auto Scaling group (0 to 1, no desired capacity) that replaces a lost box, with no server of ours.
 
     The template declares no desired capacity: CloudFormation would wait for spot capacity up to an hour and then fail
-    the stack. The run controller sets it when everything else exists. Spot is asked for in the instances distribution
-    only, because a mixed-instances policy refuses market options in the launch template.
+    the stack. The run controller sets it when everything else exists, and suspends AZRebalance. Spot is asked for in
+    the instances distribution only, because a mixed-instances policy refuses market options in the launch template.
 
     Args:
         run_prefix: what every run id of this stack starts with; the role may write nothing else.
@@ -35,7 +36,8 @@ class Compute(Construct):
         volume_size: GB of the encrypted gp3 root volume.
         volume_throughput: MiB/s of it.
         max_spot_price: USD an hour; None: up to on-demand.
-        ami_id: None: AWS's newest deep learning base image, resolved at each launch.
+        ami_id: None: AWS's newest deep learning base image, resolved at each launch. Another one must be an Ubuntu,
+            whose root device is /dev/sda1: with Amazon Linux's /dev/xvda the volume would be a second one.
     """
 
     def __init__(
@@ -44,8 +46,7 @@ class Compute(Construct):
         construct_id: str,
         *,
         lab: str,
-        vpc: ec2.IVpc,
-        security_group: ec2.ISecurityGroup,
+        network: Network,
         stack_suffix: str,
         run_prefix: str,
         training_bucket: str,
@@ -73,52 +74,84 @@ class Compute(Construct):
         allow(self.role, "ReadsTokens", ["secretsmanager:GetSecretValue"], secret_arns)
         self._allow_pulling(repository)
         tags = {"Name": scope.node.path, contract.LAB_TAG: lab, contract.STACK_TAG: stack_suffix}
-        template = self._launch_template(security_group, outputs_bucket, volume_size, volume_throughput, ami_id, tags)
+        template = self._launch_template(
+            network.security_group, outputs_bucket, volume_size, volume_throughput, ami_id, tags
+        )
         cdk.Tags.of(self).add(contract.STACK_TAG, stack_suffix)
-        self.group = autoscaling.AutoScalingGroup(
+        group = self._group(network, template, acceptable_types, use_spot, max_spot_price)
+        self.group = autoscaling.AutoScalingGroup.from_auto_scaling_group_name(self, "GroupByName", group.ref)
+        autoscaling.CfnLifecycleHook(
+            self,
+            "Drain",
+            auto_scaling_group_name=group.ref,
+            lifecycle_hook_name=contract.DRAIN_HOOK_NAME,
+            lifecycle_transition="autoscaling:EC2_INSTANCE_TERMINATING",
+            default_result="CONTINUE",
+            heartbeat_timeout=180,
+        )
+
+    def _group(
+        self,
+        network: Network,
+        template: ec2.LaunchTemplate,
+        acceptable_types: Sequence[str],
+        use_spot: bool,
+        max_spot_price: float | None,
+    ) -> autoscaling.CfnAutoScalingGroup:
+        """L1, because the L2 wants a VPC, and the default one is not to be looked up."""
+        cfn = autoscaling.CfnAutoScalingGroup
+        group = cfn(
             self,
             "Group",
-            vpc=vpc,
-            vpc_subnets=ec2.SubnetSelection(subnet_type=ec2.SubnetType.PUBLIC),
-            min_capacity=0,
-            max_capacity=1,
-            # AWS counts the instances only where asked to; it costs nothing.
-            group_metrics=[autoscaling.GroupMetrics(autoscaling.GroupMetric.IN_SERVICE_INSTANCES)],
-            mixed_instances_policy=autoscaling.MixedInstancesPolicy(
-                launch_template=template,
-                launch_template_overrides=[
-                    autoscaling.LaunchTemplateOverrides(instance_type=ec2.InstanceType(name))
-                    for name in acceptable_types
-                ],
-                instances_distribution=autoscaling.InstancesDistribution(
+            availability_zones=None if network.subnet_ids else list(network.zones or ()),
+            vpc_zone_identifier=list(network.subnet_ids) or None,
+            min_size="0",
+            max_size="1",
+            capacity_rebalance=False,  # it launches before it ends: two boxes at work on one run
+            # One-minute counts, free; AWS takes them only where asked to. Detailed monitoring of the box costs, and
+            # tells nothing of its GPU: what the box does, the trainer reports.
+            metrics_collection=[
+                cfn.MetricsCollectionProperty(
+                    granularity="1Minute", metrics=["GroupDesiredCapacity", "GroupInServiceInstances"]
+                )
+            ],
+            mixed_instances_policy=cfn.MixedInstancesPolicyProperty(
+                launch_template=cfn.LaunchTemplateProperty(
+                    launch_template_specification=cfn.LaunchTemplateSpecificationProperty(
+                        launch_template_id=template.launch_template_id, version=template.latest_version_number
+                    ),
+                    overrides=[cfn.LaunchTemplateOverridesProperty(instance_type=name) for name in acceptable_types],
+                ),
+                instances_distribution=cfn.InstancesDistributionProperty(
                     on_demand_base_capacity=0,
                     on_demand_percentage_above_base_capacity=0 if use_spot else 100,
-                    on_demand_allocation_strategy=autoscaling.OnDemandAllocationStrategy.PRIORITIZED,
-                    spot_allocation_strategy=autoscaling.SpotAllocationStrategy.PRICE_CAPACITY_OPTIMIZED,
+                    on_demand_allocation_strategy="prioritized",
+                    spot_allocation_strategy="price-capacity-optimized",
                     spot_max_price=None if max_spot_price is None else str(max_spot_price),
                 ),
             ),
         )
+        # A change of the group must not put its sizes back to 0 and 1 while the run controller's hold.
+        group.cfn_options.update_policy = cdk.CfnUpdatePolicy(
+            auto_scaling_scheduled_action=cdk.CfnAutoScalingScheduledAction(
+                ignore_unmodified_group_size_properties=True
+            )
+        )
+        acknowledge(group, PINNED, "W3010")
+        # A box without a way out can neither pull its image nor report that it could not.
+        for needed in network.way_out:
+            group.node.add_dependency(needed)
         acknowledge(
-            self.group,
+            group,
             "What happens to the box is told by the auto-terminator and the run's own events.",
             "AwsSolutions-AS3",
         )
         acknowledge(
-            self.group,
+            group,
             "The rule cannot read a launch template by reference; its one volume is encrypted, which a test asserts.",
             "AwsSolutions-EC26",
         )
-        # A box without a way out can neither pull its image nor report that it could not.
-        for subnet in vpc.public_subnets:
-            self.group.node.add_dependency(subnet.internet_connectivity_established)
-        self.group.add_lifecycle_hook(
-            "Drain",
-            lifecycle_hook_name=contract.DRAIN_HOOK_NAME,
-            lifecycle_transition=autoscaling.LifecycleTransition.INSTANCE_TERMINATING,
-            default_result=autoscaling.DefaultResult.CONTINUE,
-            heartbeat_timeout=cdk.Duration.seconds(180),
-        )
+        return group
 
     def _launch_template(
         self,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from lab.local_cloud import events
+from lab.local_cloud import events, zones
 from lab.local_cloud import scaling_rules as rules
 from lab.local_cloud.hooks import Module
 from lab.local_cloud.runner import Runner
@@ -168,7 +168,7 @@ class Engine:
         if error:
             raise rules.ValidationError("You must use a valid fully-formed launch template. It does not exist.")
         slot, policy = self._slot({}, template), group.get("MixedInstancesPolicy")
-        subnet = group["VPCZoneIdentifier"].split(",")[0] or slot["subnet_id"]
+        subnet = zones.subnet_of(group, dict(self._subnets.items())) or slot["subnet_id"]
         instance: dict[str, Any] = self._launch_internal(
             self._image(slot["image_id"]), rules.instance_types(policy, template)[0], subnet, 1, slot["key_name"],
             slot["user_data"], slot["sg_ids"], None, slot["iam_profile"],

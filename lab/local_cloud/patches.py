@@ -9,7 +9,7 @@ import json
 from typing import Any
 from urllib.parse import parse_qs
 
-from lab.local_cloud import cloudformation_patches, events, observability_patches
+from lab.local_cloud import cloudformation_patches, events, observability_patches, zones
 from lab.local_cloud.hooks import Module
 
 ACCOUNT = "000000000000"
@@ -40,6 +40,7 @@ def apply() -> None:
     ecr_denial_names_the_repository()
     tls_everywhere()
     cloudformation_patches.apply()
+    zones.apply()
     observability_patches.apply()
     events.apply()
 

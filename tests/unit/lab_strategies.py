@@ -17,13 +17,13 @@ _REGIONS = st.sampled_from(["us-east-1", "us-west-2", "eu-central-1", "ap-northe
 def _networks(draw: st.DrawFn) -> dict[str, Any]:
     region = draw(st.none() | _REGIONS)
     chosen: dict[str, Any] = {"region": region}
-    if draw(st.booleans()):
-        chosen["availability_zone"] = (region or "us-east-1") + draw(st.sampled_from("abc"))
     chosen["create_vpc"] = draw(st.booleans())
     if not chosen["create_vpc"] and draw(st.booleans()):
         subnets = draw(st.lists(_HEX17, min_size=1, max_size=3, unique=True))
         chosen["vpc_id"] = f"vpc-{draw(_HEX17)}"
         chosen["subnet_ids"] = tuple(f"subnet-{text}" for text in subnets)
+    elif draw(st.booleans()):
+        chosen["availability_zone"] = (region or "us-east-1") + draw(st.sampled_from("abc"))
     return chosen
 
 
