@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 import edge
+from image_digest import pinned
 
 from lab.local_cloud.cloud import ACCOUNT, REGION, LocalCloud
 from training_image import contract
@@ -68,6 +69,9 @@ class World:
     # --- made by the administrator ------------------------------------------------------------------------------------
     def prepare(self) -> None:
         """Objects that are read, an image that is looked up, and groups of this and of another stack."""
+        events = self.cloud.client("events")
+        for rule in events.list_rules()["Rules"]:  # the real auto-terminator would act on what is made up here
+            events.disable_rule(Name=rule["Name"])
         s3 = self.cloud.client("s3")
         s3.put_object(Bucket=self.data["TrainingBucket"], Key="data/train.jsonl", Body=b"{}")
         ended = {"run_id": self.run_id, "request_id": "request", "spec": {}}
@@ -173,6 +177,14 @@ def ecr(operation: str, **arguments: Any) -> Use:
     return use
 
 
+def activities(w: World) -> None:
+    w.client("autoscaling").describe_scaling_activities(AutoScalingGroupName=w.group)
+
+
+def publish(w: World, topic: str | None = None) -> None:
+    w.client("sns").publish(TopicArn=topic or w.data["AlertTopicArn"], Message="a test")
+
+
 def put_metric(w: World, namespace: str = contract.METRIC_NAMESPACE) -> None:
     w.client("cloudwatch").put_metric_data(Namespace=namespace, MetricData=[{"MetricName": "Loss", "Value": 1.0}])
 
@@ -249,7 +261,7 @@ USES: dict[str, dict[str, dict[str, Use]]] = {
             "s3:PutObject": lambda w: w.controller()._store.put_json(w.keys.control, {}),
         },
         # A key that is absent reads as None, and not as a refusal.
-        "ListsRuns": {"s3:ListBucket": lambda w: w.controller()._store.read(w.keys.outcome)},
+        "ListsRuns": {"s3:ListBucket": lambda w: w.controller()._store.read(f"{w.keys.prefix}never")},
         "Scales": {
             "autoscaling:UpdateAutoScalingGroup": lambda w: w.controller()._scale(minimum=0, maximum=0, desired=0),
             "autoscaling:PutScheduledUpdateGroupAction": lambda w: w.controller()._arm(NEXT_YEAR),
@@ -257,10 +269,28 @@ USES: dict[str, dict[str, dict[str, Use]]] = {
                 AutoScalingGroupName=w.group, ScalingProcesses=["AZRebalance"]
             ),
         },
-        "SeesGroups": {"autoscaling:DescribeAutoScalingGroups": lambda w: w.controller()._describe()},
-        "PinsImage": {"ecr:DescribeImages": lambda w: w.controller()._pinned(w.data["RepositoryUri"] + ":v1")},
+        "SeesGroups": {
+            "autoscaling:DescribeAutoScalingGroups": lambda w: w.controller()._describe(),
+            "autoscaling:DescribeScalingActivities": activities,
+        },
+        "SendsAlerts": {"sns:Publish": publish},
+        "PinsImage": {"ecr:DescribeImages": lambda w: pinned(w.data["RepositoryUri"] + ":v1")},
         "SeesRollback": {"cloudformation:DescribeStacks": lambda w: edge._rolling_back(w.training["StackId"])},
         "SpotRole": {"iam:CreateServiceLinkedRole": lambda w: edge._ensure_spot_role()},
+    },
+    "terminator": {
+        "WritesOwnLog": logging_to("SafetyLog"),
+        "ReadsRuns": {"s3:GetObject": lambda w: w.outputs.read_json(w.keys.run)},
+        "WritesOutcomes": {"s3:PutObject": lambda w: w.outputs.put_json(w.keys.outcome, {"reason": "failed"})},
+        "ListsRuns": {"s3:ListBucket": lambda w: w.outputs.list(w.keys.prefix)},
+        "SeesBoxes": {
+            "autoscaling:DescribeAutoScalingGroups": lambda w: w.controller()._describe(),
+            "autoscaling:DescribeScalingActivities": activities,
+            "ec2:DescribeInstances": lambda w: w.client("ec2").describe_instances(),
+        },
+        "TakesCapacity": {"autoscaling:UpdateAutoScalingGroup": lambda w: resize(w, w.group)},
+        "EndsBoxes": {"ec2:TerminateInstances": terminate},
+        "SendsAlerts": {"sns:Publish": publish},
     },
     "push": {"LogsInToRegistry": {"ecr:GetAuthorizationToken": log_in}, "PushesImages": PUSH},
     "deploy": {"AssumesBootstrapRoles": {"sts:AssumeRole": assume}},
@@ -269,6 +299,7 @@ USES: dict[str, dict[str, dict[str, Use]]] = {
 ROLES = {
     "ComputeRole": "box",
     "RunRole": "controller",
+    "SafetyRole": "terminator",
     "GithubPushRole": "push",
     "GithubDeployRole": "deploy",
 }

@@ -23,8 +23,9 @@ OPTIONS = (
     "github_repository=me/lab",
     "alert_email=me@example.org",
     "create_instance=false",
+    "availability_zone=us-east-1a",
 )
-REFUSALS = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403")
+REFUSALS = ("AccessDenied", "AccessDeniedException", "AuthorizationError", "UnauthorizedOperation", "403")
 TRUST = {
     "Version": "2012-10-17",
     "Statement": [
@@ -187,37 +188,48 @@ def test_every_allow_statement_and_action_of_every_role_is_tried(roles):
 # --- what the full policies refuse ------------------------------------------------------------------------------------
 OTHER_RUN = "runs/run-other-1/heartbeat.json"
 REFUSED: dict[str, tuple[tuple[str, ...], uses.Use]] = {
-    "write another stack's run": (("box", "controller"), lambda w: w.outputs.put_json(OTHER_RUN, {})),
-    "read another stack's run": (("box", "controller"), lambda w: w.outputs.read("runs/run-other-1/x")),
+    "write another stack's run": (("box", "controller", "terminator"), lambda w: w.outputs.put_json(OTHER_RUN, {})),
+    "read another stack's run": (("box", "controller", "terminator"), lambda w: w.outputs.read("runs/run-other-1/x")),
     "move the pointer": (("box",), lambda w: w.outputs.put_json(f"stacks/{w.suffix}/current.json", {})),
-    "delete a result": (("box", "controller"), lambda w: w.outputs.delete([w.keys.run])),
+    "delete a result": (("box", "controller", "terminator"), lambda w: w.outputs.delete([w.keys.run])),
     "delete a version": (
-        ("box", "controller"),
+        ("box", "controller", "terminator"),
         lambda w: w.client("s3").delete_object(Bucket=w.outputs.bucket, Key=w.keys.run, VersionId="x"),
     ),
-    "write the training bucket": (("box", "controller", "push"), lambda w: w.inputs.put("data/x", b"")),
-    "end another stack's box in its group": (("box", "controller"), lambda w: uses.terminate_in_group(w, "foreign")),
-    "terminate another instance": (("box", "controller"), lambda w: uses.terminate(w, "foreign")),
-    "change another group's capacity": (("box", "controller"), lambda w: uses.resize(w, "foreign")),
+    "write the training bucket": (("box", "controller", "terminator", "push"), lambda w: w.inputs.put("data/x", b"")),
+    "end another stack's box in its group": (
+        ("box", "controller", "terminator"),
+        lambda w: uses.terminate_in_group(w, "foreign"),
+    ),
+    "terminate another instance": (("box", "controller", "terminator"), lambda w: uses.terminate(w, "foreign")),
+    "change another group's capacity": (("box", "controller", "terminator"), lambda w: uses.resize(w, "foreign")),
     "pull from another repository": (("box", "push"), lambda w: uses.PULL["ecr:BatchGetImage"](w, "somebody/else")),
     "push to another repository": (("push",), lambda w: uses.PUSH["ecr:PutImage"](w, "somebody/else")),
-    "push to the lab's repository": (("box", "controller"), uses.PUSH["ecr:PutImage"]),
+    "push to the lab's repository": (("box", "controller", "terminator"), uses.PUSH["ecr:PutImage"]),
     "read a secret that is not theirs": (
-        ("box", "controller", "push"),
+        ("box", "controller", "terminator", "push"),
         lambda w: w.client("secretsmanager").get_secret_value(SecretId=w.data["WandbApiKeySecretArn"]),
     ),
-    "publish metrics in another namespace": (("box", "controller"), lambda w: uses.put_metric(w, "AWS/EC2")),
+    "publish metrics in another namespace": (
+        ("box", "controller", "terminator"),
+        lambda w: uses.put_metric(w, "AWS/EC2"),
+    ),
     "make a log group": (
-        ("box", "controller"),
+        ("box", "controller", "terminator"),
         lambda w: w.client("logs").create_log_group(logGroupName="mine"),
     ),
     "write another log": (("box",), uses.new_stream("RunLog")),
+    "rewrite the run's settings": (("terminator",), lambda w: w.outputs.put_json(w.keys.run, {})),
+    "publish to another topic": (
+        ("controller", "terminator"),
+        lambda w: uses.publish(w, w.data["AlertTopicArn"] + "x"),
+    ),
     "give itself tags": (
         ("box",),
         lambda w: w.client("ec2").create_tags(Resources=[w.box_of("own")], Tags=[{"Key": "a", "Value": "b"}]),
     ),
     "change IAM": (
-        ("box", "controller", "push", "deploy"),
+        ("box", "controller", "terminator", "push", "deploy"),
         lambda w: w.client("iam").create_user(UserName="me"),
     ),
 }
