@@ -19,7 +19,7 @@ from .conftest import LONG, ROOT, SHORT, Stage
 
 pytestmark = pytest.mark.lifecycle
 RESULT = ROOT / ".lab" / "smoke-aws.json"
-SECONDS = 400
+SECONDS = 700
 
 
 class Terminal:
