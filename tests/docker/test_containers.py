@@ -87,21 +87,18 @@ def test_a_run_finishes_and_ends_its_box(stage: Stage, docker: Docker):
     assert run is not None
 
     # Tags are immutable: what has been pushed under a tag stays.
-    ecr = stage.cloud.client("ecr")
-    (repository,) = ecr.describe_repositories()["repositories"]
-    name = repository["repositoryName"]
-    (image,) = ecr.describe_images(repositoryName=name)["imageDetails"]
-    assert image["imageDigest"] == run["image"].split("@")[1]
+    name, digest = run["image"].split("/", 1)[1].split("@")
+    (image,) = stage.cloud.client("ecr").describe_images(repositoryName=name)["imageDetails"]
+    assert image["imageDigest"] == digest
     (tag,) = image["imageTags"]
     target = f"{stage.cloud.endpoint.removeprefix('http://')}/{name}:{tag}"
-    (tmp_image,) = [image_id(docker, run)]
-    other = docker("create", tmp_image).stdout.strip()
-    try:
-        assert docker("commit", "--change", "LABEL other=yes", other, target).returncode == 0
-        refused = docker("push", target)
-    finally:
-        docker("rm", "--force", other)
-        docker("rmi", target)
+    original = image_id(docker, run)
+    container = docker("create", original).stdout.strip()
+    other = docker("commit", "--change", "LABEL other=yes", container, target).stdout.strip()
+    refused = docker("push", target)
+    docker("rm", "--force", container)
+    docker("tag", original, target)
+    docker("rmi", other)
     assert refused.returncode != 0
     assert "immutable" in (refused.stdout + refused.stderr).lower()
 
