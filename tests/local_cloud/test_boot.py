@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -125,6 +126,14 @@ def test_a_rerun_that_fails_is_a_command_that_fails(boots: BootLab, kept: Path) 
     result = rerun(boots, kept, LLM_EXIT="12")
     assert result.returncode == 12
     assert "Results:" not in result.stdout
+
+
+def test_the_script_that_trains_again_passes_shellcheck(kept: Path) -> None:
+    """The linter sees it in the boot script as text only."""
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    script = kept / "usr/local/bin/rerun-training"
+    result = subprocess.run([shellcheck, script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
 
 
 def test_session_managers_user_has_the_sudo_that_its_agent_would_give_it(kept: Path) -> None:
