@@ -260,8 +260,8 @@ USES: dict[str, dict[str, dict[str, Use]]] = {
             "s3:GetObject": lambda w: w.controller().current("request"),
             "s3:PutObject": lambda w: w.controller()._store.put_json(w.keys.control, {}),
         },
-        # A key that is absent reads as None, and not as a refusal.
-        "ListsRuns": {"s3:ListBucket": lambda w: w.controller()._store.read(f"{w.keys.prefix}never")},
+        # On AWS a key that is absent answers 403 to this role, and the list decides; here it answers 404 at once.
+        "ListsRuns": {"s3:ListBucket": lambda w: w.controller()._store.list(w.keys.prefix)},
         "Scales": {
             "autoscaling:UpdateAutoScalingGroup": lambda w: w.controller()._scale(minimum=0, maximum=0, desired=0),
             "autoscaling:PutScheduledUpdateGroupAction": lambda w: w.controller()._arm(NEXT_YEAR),
