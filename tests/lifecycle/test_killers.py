@@ -6,10 +6,10 @@ import json
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import psutil
 import pytest
+from mailbox_support import Mailbox
 
 from lab.local_cloud import control, processes
 from training_image import contract
@@ -19,28 +19,11 @@ from .conftest import LONG, Stage
 pytestmark = pytest.mark.lifecycle
 
 
-class Mailbox:
-    """What arrives at the alert topic, by a queue of its own."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._sqs = stage.cloud.client("sqs")
-        self._url = self._sqs.create_queue(QueueName="mailbox")["QueueUrl"]
-        arn = self._sqs.get_queue_attributes(QueueUrl=self._url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-        topic = stage.outputs("DataStack")["AlertTopicArn"]
-        stage.cloud.client("sns").subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
-        self.mails: list[dict[str, Any]] = []
-
-    def subjects(self) -> list[str]:
-        while found := self._sqs.receive_message(QueueUrl=self._url, MaxNumberOfMessages=10).get("Messages"):
-            for message in found:
-                self.mails.append(json.loads(message["Body"]))
-                self._sqs.delete_message(QueueUrl=self._url, ReceiptHandle=message["ReceiptHandle"])
-        return [mail["Subject"] for mail in self.mails]
-
-
 @pytest.fixture(scope="module")
 def mailbox(stage: Stage) -> Mailbox:
-    return Mailbox(stage)
+    """Of the alert topic."""
+    topic = stage.outputs("DataStack")["AlertTopicArn"]
+    return Mailbox(stage.cloud.client("sqs"), stage.cloud.client("sns"), topic)
 
 
 @pytest.fixture

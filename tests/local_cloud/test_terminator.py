@@ -17,6 +17,7 @@ from typing import Any
 import aws_cdk as cdk
 import pytest
 from aws_cdk import aws_autoscaling as autoscaling
+from mailbox_support import Mailbox
 from stack_support import FLAGS
 
 from lab.local_cloud.cloud import ACCOUNT, REGION
@@ -43,31 +44,14 @@ class Watch:
 
     def __init__(self, lab: Lab, folder: Path) -> None:
         self.lab = lab
-        self._functions, self._sqs = lab.cloud.client("lambda"), lab.cloud.client("sqs")
+        self._functions, sns = lab.cloud.client("lambda"), lab.cloud.client("sns")
         self._runs, self.run_id = 0, ""
-        self._mails: list[str] = []
+        topic = sns.create_topic(Name="alerts")["TopicArn"]
+        self.subjects = Mailbox(lab.cloud.client("sqs"), sns, topic).subjects
         lab.group(GROUP, DEAF, hook_seconds=600)  # a hung box's hook would hold it
         tag = {"Key": contract.STACK_TAG, "Value": SUFFIX, "PropagateAtLaunch": True}
         lab.asg.create_or_update_tags(Tags=[{**tag, "ResourceId": GROUP, "ResourceType": "auto-scaling-group"}])
-        self._deploy(folder, self._topic())
-
-    def _topic(self) -> str:
-        sns = self.lab.cloud.client("sns")
-        topic = str(sns.create_topic(Name="alerts")["TopicArn"])
-        self._queue = self._sqs.create_queue(QueueName="mailbox")["QueueUrl"]
-        found = self._sqs.get_queue_attributes(QueueUrl=self._queue, AttributeNames=["QueueArn"])
-        queue = found["Attributes"]["QueueArn"]
-        statement = {
-            "Effect": "Allow",
-            "Principal": {"Service": "sns.amazonaws.com"},
-            "Action": "sqs:SendMessage",
-            "Resource": queue,
-            "Condition": {"ArnEquals": {"aws:SourceArn": topic}},
-        }
-        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-        self._sqs.set_queue_attributes(QueueUrl=self._queue, Attributes={"Policy": policy})
-        sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=queue)
-        return topic
+        self._deploy(folder, topic)
 
     def _deploy(self, folder: Path, topic: str) -> None:
         app = cdk.App(context=FLAGS, outdir=str(folder / "cdk.out"))
@@ -163,13 +147,6 @@ class Watch:
     def repair_the_function(self) -> None:
         self._functions.update_function_code(FunctionName=self._function, S3Bucket=ASSETS, S3Key=self._key)
 
-    def subjects(self) -> list[str]:
-        while found := self._sqs.receive_message(QueueUrl=self._queue, MaxNumberOfMessages=10).get("Messages"):
-            for message in found:
-                self._mails.append(json.loads(message["Body"])["Subject"])
-                self._sqs.delete_message(QueueUrl=self._queue, ReceiptHandle=message["ReceiptHandle"])
-        return self._mails
-
 
 @pytest.fixture(scope="module")
 def deployed(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Watch:
@@ -234,7 +211,7 @@ def test_the_runtime_alarm_makes_it_look_and_tells_the_operator(watch: Watch) ->
         AlarmName=watch.runtime_alarm, StateValue="ALARM", StateReason="a test"
     )
     watch.wait_until_gone(box)
-    assert watch.outcome()["by"] == "terminator"
+    assert wait_for("the outcome", watch.outcome)["by"] == "terminator"  # it comes after the box's end
     wait_for("the alarm's e-mail", lambda: any("ALARM" in subject for subject in watch.subjects()))
 
 
