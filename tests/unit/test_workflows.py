@@ -87,7 +87,9 @@ def test_shellcheck_finds_nothing_in_the_scripts(name):
 
 
 def test_the_test_workflow_runs_what_ci_runs():
-    commands = re.findall(r"^time .*?(make [a-z-]+(?: [A-Z_]+=\S+)*)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    commands = re.findall(
+        r"^time .*?(make [a-z-]+(?: [A-Z_]+=\S+)*)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE
+    )
     assert len(commands) >= 3
     assert scripts("test") == commands
 
