@@ -28,7 +28,7 @@ def training(stage: Stage, run_id: str, attempt: int) -> dict:
         ready = heartbeat.get("phase") == "training" and heartbeat.get("attempt") == attempt
         return heartbeat if ready and heartbeat.get("durable_step") else None
 
-    return stage.wait(f"attempt {attempt} trains", beat, run_id)
+    return stage.wait(f"attempt {attempt} trains", beat, run_id, seconds=400)
 
 
 def containers(docker: Docker) -> list[str]:
@@ -77,7 +77,7 @@ def test_a_run_is_disturbed_resumes_and_finishes_in_real_containers(stage: Stage
 
 def test_a_run_finishes_and_ends_its_box(stage: Stage, docker: Docker):
     run_id = stage.deploy(**SHORT)["RunId"]
-    outcome = stage.wait("an outcome", lambda: stage.outcome(run_id), run_id)
+    outcome = stage.wait("an outcome", lambda: stage.outcome(run_id), run_id, seconds=400)
     stage.wait("the box is gone", lambda: not stage.instances(), run_id)
     assert (outcome["reason"], outcome["by"], outcome["attempts"]) == ("succeeded", "box", 1), stage.log(run_id)
     keys = contract.RunKeys(run_id)
