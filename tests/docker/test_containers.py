@@ -43,7 +43,8 @@ def image_id(docker: Docker, run: dict) -> str:
 
 
 def test_a_run_is_disturbed_resumes_and_finishes_in_real_containers(stage: Stage, docker: Docker, tmp_path: Path):
-    outputs = stage.deploy(**LONG)
+    long = {**LONG, "LLM_TRAINING__SAVE_STEPS": "20"}
+    outputs = stage.deploy(**long)
     run_id, group = outputs["RunId"], outputs["AutoScalingGroupName"]
     training(stage, run_id, 1)
     (box,) = stage.instances()
@@ -68,7 +69,7 @@ def test_a_run_is_disturbed_resumes_and_finishes_in_real_containers(stage: Stage
     stage.cloud.fault("kill", instance=second)
     stage.wait("its container is gone", lambda: f"{second}-training" not in containers(docker), run_id)
     assert (training(stage, run_id, 3)["resumed_from_step"] or 0) >= saved
-    assert stage.cdk("destroy", "TrainingStack", "--force", **LONG).returncode == 0
+    assert stage.cdk("destroy", "TrainingStack", "--force", **long).returncode == 0
     outcome = stage.outcome(run_id)
     assert outcome is not None
     assert (outcome["reason"], outcome["by"]) == ("stopped", "box"), stage.log(run_id)
