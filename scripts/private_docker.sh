@@ -21,7 +21,7 @@ finish() {
     kill "$engine"
     wait "$engine"
   fi
-  umount "$state"/data/overlay2/*/merged 2>/dev/null
+  umount "$state"/data/overlay2/*/merged "$state/exec/netns/default" 2>/dev/null # the engine leaves the latter mounted
   rm -rf "$state"
 }
 trap finish EXIT
