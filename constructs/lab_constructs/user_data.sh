@@ -49,8 +49,13 @@ print(json.dumps({"reason": os.environ["REASON"], "detail": os.environ["DETAIL"]
     --content-type application/json >/dev/null || true
   rm -f "$body"
 }
+limits() { # deadline and auto_shutdown as they hold now: a deploy may change them under the run
+  aws s3 cp --only-show-errors "s3://$BUCKET/runs/$RUN_ID/control.json" "$LIB/control.json" 2>/dev/null || true
+  python3 "$LIB/fields.py" "$LIB/run.json" "$LIB/control.json" >"$LIB/run.sh" && . "$LIB/run.sh"
+}
 end_run() { # the group goes down with this box: nothing replaces it
   upload_logs
+  [ ! -e "$LIB/run.json" ] || limits
   if [ "$AUTO_SHUTDOWN" = false ] && [ "${1:-}" != now ]; then
     echo "auto_shutdown is false: the box stays for review until the deadline"
     return 0
@@ -70,7 +75,7 @@ ENDING
 
 write_environment() {
   {
-    printf '%s=%q\n' BUCKET "$BUCKET" INSTANCE_ID "$INSTANCE_ID" SETUP_LOG "$SETUP_LOG" LOG "$LOG" \
+    printf '%s=%q\n' LIB "$LIB" BUCKET "$BUCKET" INSTANCE_ID "$INSTANCE_ID" SETUP_LOG "$SETUP_LOG" LOG "$LOG" \
       RUN_ID "${RUN_ID:-}" GROUP "${GROUP:-}" AUTO_SHUTDOWN "${AUTO_SHUTDOWN:-true}"
     printf 'export AWS_DEFAULT_REGION=%q\n' "$AWS_DEFAULT_REGION"
   } >"$LIB/environment"
@@ -93,9 +98,11 @@ trap 'setup_failed "$LINENO" "$BASH_COMMAND"' ERR
 RUN_ID=$(aws s3 cp "s3://$BUCKET/stacks/$STACK/current.json" - |
   python3 -c 'import json, sys; print(json.load(sys.stdin)["run_id"])')
 aws s3 cp --only-show-errors "s3://$BUCKET/runs/$RUN_ID/run.json" "$LIB/run.json"
-python3 - "$LIB/run.json" >"$LIB/run.sh" <<'FIELDS'
-import datetime, json, shlex, sys, time
+cat >"$LIB/fields.py" <<'FIELDS'
+import datetime, json, os, shlex, sys, time
 run = json.load(open(sys.argv[1]))
+if os.path.exists(sys.argv[2]):
+    run.update(json.load(open(sys.argv[2])).get("limits", {}))
 deadline = datetime.datetime.fromisoformat(run["deadline"]).astimezone(datetime.timezone.utc)
 values = {
     "GROUP": run["group"],
@@ -108,7 +115,7 @@ values = {
 for name, value in values.items():
     print(f"{name}={shlex.quote(value)}")
 FIELDS
-. "$LIB/run.sh"
+limits
 write_environment
 echo "run $RUN_ID, deadline $DEADLINE, image $IMAGE"
 
@@ -140,10 +147,30 @@ else
   end_box
 fi
 FINISH
+cat >"$LIB/arm" <<ARM
+#!/bin/bash
+# The timer at the run's deadline, as \$1 says it; it goes off again and again for a deadline that has been put off.
+cat >"$UNITS/training-deadline.timer" <<UNIT
+[Unit]
+Description=The run's deadline
+[Timer]
+OnCalendar=\$1
+Persistent=true
+[Install]
+WantedBy=timers.target
+UNIT
+systemctl daemon-reload
+systemctl stop training-deadline.timer
+systemctl enable --now training-deadline.timer
+ARM
 cat >"$LIB/expire" <<EXPIRE
 #!/bin/bash
 . "$LIB/environment"
 . "$LIB/ending.sh"
+limits
+if [ "\$EXPIRED" = false ]; then
+  exec "$LIB/arm" "\$DEADLINE"
+fi
 touch "$LIB/expired" # tells the unit's ExecStopPost why
 if systemctl is-active --quiet training.service; then
   systemctl stop training.service
@@ -158,18 +185,8 @@ Description=End the box at the run's deadline
 Type=oneshot
 ExecStart=$LIB/expire
 UNIT
-cat >"$UNITS/training-deadline.timer" <<UNIT
-[Unit]
-Description=The run's deadline
-[Timer]
-OnCalendar=$DEADLINE
-Persistent=true
-[Install]
-WantedBy=timers.target
-UNIT
-chmod +x "$LIB/expire" "$LIB/finish"
-systemctl daemon-reload
-systemctl enable --now training-deadline.timer
+chmod +x "$LIB/arm" "$LIB/expire" "$LIB/finish"
+"$LIB/arm" "$DEADLINE"
 
 # --- the image --------------------------------------------------------------------------------------------------------
 registry=${IMAGE%%/*}
@@ -226,14 +243,13 @@ if systemctl is-active --quiet training.service; then
   echo 'The run is still training: tmux attach -t training' >&2
   exit 1
 fi
-work=$WORK/rerun/\$(date -u +%Y%m%dT%H%M%SZ)
 sudo=''
 [ "\$(id -u)" = 0 ] || sudo='sudo --preserve-env' # the engine is root's
 options=()
 for name in \$(compgen -e LLM_); do options+=(-e "\$name"); done
 mkdir -p $WORK/rerun
 chmod 1777 $WORK/rerun 2>/dev/null || true
-mkdir "\$work"
+work=\$(mktemp -d "$WORK/rerun/\$(date -u +%Y%m%dT%H%M%SZ)-XXX")
 chmod 1777 "\$work"
 cp "$LIB/run.json" "\$work/"
 for part in data model; do
