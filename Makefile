@@ -19,7 +19,7 @@ smoke-aws: setup ## The acceptance run in your AWS account; asks before it spend
 	@$(BIN)/lab smoke-aws $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)")
 
 test: setup lint ## Everything: linters, unit tests, life-cycle tests
-	$(BIN)/pytest -m "not docker"
+	$(BIN)/pytest -m "not docker" -n 2 --dist loadfile # life-cycle tests wait more than they compute
 
 test-docker: setup ## The image really built, pushed, pulled and run; needs a Docker engine, see scripts/private_docker.sh
 	$(BIN)/pytest -m docker tests/docker

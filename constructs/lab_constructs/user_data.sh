@@ -102,7 +102,9 @@ cat >"$LIB/fields.py" <<'FIELDS'
 import datetime, json, os, shlex, sys, time
 run = json.load(open(sys.argv[1]))
 if os.path.exists(sys.argv[2]):
-    run.update(json.load(open(sys.argv[2])).get("limits", {}))
+    control = json.load(open(sys.argv[2]))
+    run.update(control.get("limits", {}))
+    run["auto_shutdown"] = run["auto_shutdown"] or "stop" in control  # who stops a run has reviewed it
 deadline = datetime.datetime.fromisoformat(run["deadline"]).astimezone(datetime.timezone.utc)
 values = {
     "GROUP": run["group"],

@@ -65,14 +65,14 @@ class BootLab(Lab):
             assert result.returncode == 0, result.stderr
         return f"{uri}:1"
 
-    def boot(self, name: str, *, before: str = "") -> Path:
+    def boot(self, name: str, *, before: str = "", deadline: timedelta = timedelta(hours=1)) -> Path:
         """A kept box, once its run has ended; ``before`` runs in front of the script."""
         run = {
             "group": name,
             "image": self.image,
             "gpus": 0,
             "auto_shutdown": False,
-            "deadline": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
+            "deadline": (datetime.now(UTC) + deadline).isoformat(timespec="seconds"),
             "settings": {"seed": 7},
         }
         self.s3.put_object(Bucket=self.bucket, Key=f"runs/{name}-1/run.json", Body=json.dumps(run))
@@ -150,3 +150,27 @@ def test_the_instance_store_is_used_where_the_machine_image_has_mounted_it(boots
     assert result.returncode == 0, result.stderr
     assert '"given": {}' in result.stdout
     assert list((box / "opt/dlami/nvme/training/rerun").iterdir())
+
+
+def test_a_deadline_that_was_put_off_is_obeyed_by_the_boxs_own_timer(boots: BootLab) -> None:
+    """A deploy has moved it while the box ran: at the old one the timer looks again, and arms itself anew."""
+    box = boots.boot("put-off", deadline=timedelta(seconds=45))
+    later = (datetime.now(UTC) + timedelta(hours=3)).replace(microsecond=0)
+    control = json.dumps({"limits": {"deadline": later.isoformat(), "auto_shutdown": False}})
+    boots.s3.put_object(Bucket=boots.bucket, Key="runs/put-off-1/control.json", Body=control)
+    timer = box / "etc/systemd/system/training-deadline.timer"
+    wait_for("a new alarm", lambda: f"OnCalendar={later:%Y-%m-%d %H:%M:%S} UTC" in timer.read_text(), 120)
+    assert boots.state(box.name) == "running"
+    assert not (box / "usr/local/lib/llm-tuning-lab/expired").exists()
+
+    # And one that passes is the end, kept for review or not.
+    passed = datetime.now(UTC).replace(microsecond=0)
+    control = json.dumps({"limits": {"deadline": passed.isoformat(), "auto_shutdown": False}})
+    boots.s3.put_object(Bucket=boots.bucket, Key="runs/put-off-1/control.json", Body=control)
+    subprocess.run(
+        [box / "usr/local/lib/llm-tuning-lab/expire"],
+        env={"PATH": f"{SHIMS}:{boots.cloud.state / 'bin'}:{os.environ['PATH']}", "DESTDIR": str(box)}
+        | {name: value for name, value in boots.cloud.environ().items() if name.startswith("AWS_")},
+        check=False,
+    )
+    wait_for("the box is gone", lambda: boots.state(box.name) == "terminated", 60)
