@@ -18,6 +18,22 @@ def apply() -> None:
     """
     logs_resource_is_the_stream()
     metrics_know_their_namespace()
+    functions_bring_back_no_log_group()
+
+
+def functions_bring_back_no_log_group() -> None:
+    """Late output of a function whose own log group has been deleted is lost, as on AWS where its role may not create
+    one (none of the lab's may); the emulator writes logs without asking the role."""
+    functions = Module("ministack.services.lambda_svc")
+    groups = Module("ministack.services.cloudwatch_logs").get("_log_groups")
+    emit = functions.get("_emit_lambda_logs")
+
+    def emit_lambda_logs(func: dict[str, Any], *arguments: Any, **options: Any) -> None:
+        named = ((func.get("config") or func).get("LoggingConfig") or {}).get("LogGroup")
+        if named is None or named in groups:
+            emit(func, *arguments, **options)
+
+    functions.replace("_emit_lambda_logs", emit_lambda_logs)
 
 
 def logs_resource_is_the_stream() -> None:
