@@ -22,10 +22,11 @@ from typing import IO
 
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
+from pip._internal.models.index import PyPI
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).with_name("results") / "image.json"
-INDEX = "https://pypi.org/simple"
+INDEX = PyPI.simple_url  # pip's own default
 TARGET = 0.05
 PYTHON = (3, 11)
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)]

@@ -57,8 +57,8 @@ class Striker:
                 self._cloud.fault("kill", instance=instance)
             case Kind.DISK_FULL:
                 self._fill_disk()
-            case Kind.CLOCK_JUMP:
-                raise NotImplementedError("reported as skipped, see unavailable()")
+            case _:
+                raise ValueError(f"{kind} cannot be done here: plan() must not be given it")
 
     def _outage(self, **settings: Any) -> None:
         self._cloud.fault("s3", settings=settings)
