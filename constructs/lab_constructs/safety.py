@@ -9,15 +9,13 @@ from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_cloudwatch_actions as actions
 from aws_cdk import aws_events as events
 from aws_cdk import aws_events_targets as targets
-from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
-from aws_cdk import aws_logs as logs
 from aws_cdk import aws_sns as sns
 from constructs import Construct
 
 from lab_constructs.acknowledge import acknowledge
+from lab_constructs.functions import lab_function
 from lab_constructs.permissions import allow
-from lab_constructs.training_run import staged_code
 from training_image import contract
 
 LOOK_EVERY_MINUTES = 2
@@ -77,47 +75,25 @@ class Safety(Construct):
         self._budget(lab, alert_topic, cost_alert_threshold, cost_tag_active)
 
     def _terminator(self, environment: dict[str, str]) -> lambda_.Function:
-        log_group = logs.LogGroup(
-            self, "Log", retention=logs.RetentionDays.ONE_MONTH, removal_policy=cdk.RemovalPolicy.DESTROY
-        )
-        acknowledge(
-            log_group, "Encrypted by CloudWatch; the log names runs and decisions, no data, no token.", "CKV_AWS_158"
-        )
-        self.role = iam.Role(
-            self,
-            "Role",
-            assumed_by=iam.ServicePrincipal("lambda.amazonaws.com"),
-            description="Auto-terminator: sees this stack's group and runs, ends its boxes, sends its alerts",
-        )
-        # Not CreateLogGroup: late output would bring back a log group that the stack has deleted.
-        allow(self.role, "WritesOwnLog", ["logs:CreateLogStream", "logs:PutLogEvents"], [log_group.log_group_arn])
-        function = lambda_.Function(
+        made = lab_function(
             self,
             "Terminator",
-            runtime=lambda_.Runtime.PYTHON_3_14,
-            handler="index.handler",
-            code=staged_code("auto_terminator"),
-            role=self.role,
-            log_group=log_group,
-            timeout=cdk.Duration.minutes(1),
-            memory_size=256,
-            environment=environment,
+            code="auto_terminator",
             description="Ends the boxes of one TrainingStack that did not end themselves",
+            may="Auto-terminator: sees this stack's group and runs, ends its boxes, sends its alerts",
+            timeout=cdk.Duration.minutes(1),
+            environment=environment,
         )
+        self.role = made.role
         acknowledge(
-            function,
+            made.function,
             "Two looks at once do no harm, and what one misses the next sees minutes later: nothing to limit or keep.",
             "CKV_AWS_115",
             "CKV_AWS_116",
         )
-        acknowledge(
-            function,
-            "It calls AWS's public APIs only; in a VPC it would need endpoints, paid by the hour.",
-            "CKV_AWS_117",
-        )
-        acknowledge(function, "Names of a group, a bucket and a topic: nothing to encrypt with a key.", "CKV_AWS_173")
-        acknowledge(function, "CDK names the role's policy and, redundantly, the role.", "W3005")
-        return function
+        reason = "Names of a group, a bucket and a topic: nothing to encrypt with a key."
+        acknowledge(made.function, reason, "CKV_AWS_173")
+        return made.function
 
     def _allow(self, stack_suffix: str, run_prefix: str, outputs_bucket: str, alert_topic: str) -> None:
         stack = cdk.Stack.of(self)

@@ -1,24 +1,19 @@
 """The run as a resource: Custom::TrainingRun and the Lambda behind it."""
 
 import json
-import shutil
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import aws_cdk as cdk
 from aws_cdk import aws_autoscaling as autoscaling
 from aws_cdk import aws_ecr as ecr
 from aws_cdk import aws_iam as iam
-from aws_cdk import aws_lambda as lambda_
-from aws_cdk import aws_logs as logs
 from constructs import Construct, IConstruct
 
 from lab_constructs.acknowledge import acknowledge
+from lab_constructs.functions import lab_function
 from lab_constructs.permissions import allow
 from training_image import contract
 
-ROOT = Path(__file__).parents[2]
 CONTROLLER_MINUTES = 15
 """Lambda's own limit, and the resource's ServiceTimeout: CloudFormation's default of an hour would block the stack."""
 
@@ -45,56 +40,32 @@ class TrainingRun(Construct):
         run_prefix: str,
     ) -> None:
         super().__init__(scope, construct_id)
-        log_group = logs.LogGroup(
-            self, "Log", retention=logs.RetentionDays.ONE_MONTH, removal_policy=cdk.RemovalPolicy.DESTROY
-        )
-        role = iam.Role(
-            self,
-            "Role",
-            assumed_by=iam.ServicePrincipal("lambda.amazonaws.com"),
-            description="Run controller: this stack's runs and its group, nothing else",
-        )
-        acknowledge(
-            log_group, "Encrypted by CloudWatch; the log names runs and decisions, no data, no token.", "CKV_AWS_158"
-        )
-        # Not CreateLogGroup: late output would bring back a log group that the stack has deleted.
-        allow(role, "WritesOwnLog", ["logs:CreateLogStream", "logs:PutLogEvents"], [log_group.log_group_arn])
-        self._allow(role, spec, group, repository, run_prefix)
-        function = lambda_.Function(
+        made = lab_function(
             self,
             "Controller",
-            runtime=lambda_.Runtime.PYTHON_3_14,
-            handler="index.handler",
-            code=staged_code("run_controller"),
-            role=role,
-            log_group=log_group,
-            timeout=cdk.Duration.minutes(CONTROLLER_MINUTES),
-            memory_size=256,
+            code="run_controller",
             description="Starts and stops the runs of one TrainingStack",
+            may="Run controller: this stack's runs and its group, nothing else",
+            timeout=cdk.Duration.minutes(CONTROLLER_MINUTES),
         )
+        self._allow(made.role, spec, group, repository, run_prefix)
         acknowledge(
-            function,
+            made.function,
             "CloudFormation calls it once a request and waits for its answer: nothing to limit, no letter to keep.",
             "CKV_AWS_115",
             "CKV_AWS_116",
         )
-        acknowledge(
-            function,
-            "It calls AWS's public APIs only; in a VPC it would need endpoints, paid by the hour.",
-            "CKV_AWS_117",
-        )
-        acknowledge(function, "CDK names the role's policy and, redundantly, the role.", "W3005")
         self.resource = cdk.CustomResource(
             self,
             "Resource",
             resource_type="Custom::TrainingRun",
-            service_token=function.function_arn,
+            service_token=made.function.function_arn,
             service_timeout=cdk.Duration.minutes(CONTROLLER_MINUTES),
             # Not Stack.to_json_string: it drops nulls, and a setting that is null must arrive as null.
             properties={"Spec": json.dumps(spec, sort_keys=True)},
         )
         self.run_id = self.resource.get_att_string("RunId")
-        self.after(role, log_group)
+        self.after(made.role, made.log_group)
         acknowledge(
             self.resource.node.default_child or self.resource,
             "What the spec refers to is named again: deletion last to first must not hang on the spec's text.",
@@ -160,15 +131,3 @@ class TrainingRun(Construct):
         )
         only_spot = {"StringEquals": {"iam:AWSServiceName": "spot.amazonaws.com"}}
         allow(role, "SpotRole", ["iam:CreateServiceLinkedRole"], [spot_role], only_spot)
-
-
-def staged_code(name: str) -> lambda_.Code:
-    """The handler's folder together with what it shares with the box, by the same names as everywhere."""
-    staging = Path(tempfile.mkdtemp(prefix="lambda-"))
-    code = staging / name
-    shutil.copytree(ROOT / "lambda" / name, code, ignore=shutil.ignore_patterns("__pycache__"))
-    package = code / "training_image"
-    package.mkdir()
-    for module in ("__init__.py", "contract.py", "notices.py", "store.py"):
-        shutil.copy(ROOT / "training_image" / module, package)
-    return lambda_.Code.from_asset(str(code))
