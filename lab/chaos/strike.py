@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -109,9 +108,9 @@ class Striker:
     def _fill_disk(self) -> None:
         filler = self._cloud.state / "boxes" / "filler"
         try:
-            free = shutil.disk_usage(filler.parent).free
-            with filler.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, free - 4096)
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                while file.write(bytes(2**20)):  # until there is no room
+                    pass
             time.sleep(OUTAGE_SECONDS)
         finally:
             filler.unlink(missing_ok=True)
