@@ -26,8 +26,8 @@ SETTINGS = {
     variable("training", "use_cpu"): "true",
     variable("training", "max_steps"): str(STEPS),
     variable("training", "save_steps"): str(SAVE_STEPS),
-    variable("training", "per_device_train_batch_size"): "4",
-    variable("training", "gradient_accumulation_steps"): "2",
+    variable("training", "per_device_train_batch_size"): "8",
+    variable("training", "gradient_accumulation_steps"): "24",
     variable("training", "max_length"): "128",
     variable("evaluation", "max_new_tokens"): "4",
     variable("lora", "lora_dropout"): "0.1",  # random numbers at every step: a resume that loses their state shows

@@ -21,7 +21,7 @@ from training_image.contract import RunKeys
 from training_image.store import Store
 
 NOTICE_SECONDS = 60.0
-OUTAGE_SECONDS = 12.0
+OUTAGE_SECONDS = 5.0
 SECOND_BOX_SECONDS = 120.0
 
 
