@@ -23,9 +23,9 @@ from lab.demo.fault import Saboteur
 from lab.demo.follow import Place, RunStalledError, follow, wait_until_gone
 from lab.demo.progress import TITLES, Progress, Shown
 from lab.demo.recheck import RecheckError, recheck
-from lab.demo.summary import DATA_STACK, TRAINING_STACK, Facts, problems, summarize
+from lab.demo.summary import Facts, problems, summarize
 from lab.local_cloud.cloud import LocalCloud, LocalCloudError
-from training_image.contract import RunKeys
+from training_image.contract import DATA_STACK, TRAINING_STACK, RunKeys
 
 _FAILURES = (BaseModelError, CdkError, RunStalledError, RecheckError, LocalCloudError, BotoCoreError, ClientError)
 

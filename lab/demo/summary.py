@@ -10,8 +10,8 @@ from typing import Any
 
 from lab.demo.recheck import Recheck
 from lab.demo.record import RunRecord
+from training_image.contract import DATA_STACK, TRAINING_STACK
 
-DATA_STACK, TRAINING_STACK = "DataStack", "TrainingStack"
 _SAME_LOSS = 1e-2
 """Relative; the same weights give the same loss but for the order of floating-point sums."""
 

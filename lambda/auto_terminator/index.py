@@ -62,7 +62,7 @@ class Terminator:
         print(f"{len(facts.boxes)} instance(s), run {run['run_id'] if run else None}: {ending or 'nothing to do'}")
         failures = self._end(ending, facts) if ending else []
         if run is not None:
-            self._tell(event, run, heartbeat, used)
+            self._tell(event, run, facts, used)
         if failures:
             raise RuntimeError("; ".join(failures))
 
@@ -146,18 +146,16 @@ class Terminator:
         self._store.create_json(contract.RunKeys(run["run_id"]).outcome, outcome)
 
     # --- telling ----------------------------------------------------------------------------------------------------
-    def _tell(
-        self, event: Mapping[str, Any], run: Mapping[str, Any], heartbeat: Mapping[str, Any] | None, used: notices.Usage
-    ) -> None:
+    def _tell(self, event: Mapping[str, Any], run: Mapping[str, Any], facts: Facts, used: notices.Usage) -> None:
         outcome = self._store.read_json(contract.RunKeys(run["run_id"]).outcome)  # ours, if it has just been written
         if outcome is not None:
             self._announce(run, notices.ended(run, outcome, used))
             return
         if event.get("detail-type") == SPOT_WARNING:
             instance = str(event.get("detail", {}).get("instance-id"))
-            if instance in [box.instance_id for box in self._boxes()]:
+            if instance in [box.instance_id for box in facts.boxes]:
                 self._announce(run, notices.interrupted(run, instance, used))
-        beat = heartbeat or {}
+        beat = facts.heartbeat or {}
         # Before this phase the supervisor does not know yet what it resumes from.
         if (beat.get("attempt") or 0) > 1 and beat.get("phase") != "downloading":
             self._announce(run, notices.resumed(run, beat["attempt"], beat.get("resumed_from_step"), used))
