@@ -130,6 +130,16 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         yield stage
 
 
+@pytest.fixture(autouse=True)
+def _nothing_left_to_the_next_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that failed half-way leaves its stack; the next one must not find that one's run."""
+    yield
+    if "stage" in request.fixturenames:
+        stage: Stage = request.getfixturevalue("stage")
+        if "TrainingStack" in stage.stacks():
+            stage.cdk("destroy", "TrainingStack", "--force", **SHORT)
+
+
 @contextmanager
 def opened(folder: Path, engine: str = "process") -> Iterator[Stage]:
     """A stage below ``folder``, until the block ends."""

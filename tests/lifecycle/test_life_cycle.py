@@ -93,7 +93,7 @@ def test_a_run_that_is_disturbed_and_then_destroyed(stage: Stage, tmp_path: Path
     stage.autoscaling.set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=1)
     heartbeat = training(stage, run_id, attempt=2)
     assert heartbeat["resumed_from_step"] == saved
-    assert heartbeat["step"] > saved
+    stage.wait("a step of its own", lambda: stage.heartbeat(run_id).get("step", 0) > saved, run_id)
 
     # Another learning rate now: refused in one sentence, and the run is unharmed.
     refused = stage.cdk(
