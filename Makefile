@@ -36,8 +36,8 @@ lint: setup
 checkov: setup ## checkov over every variant's templates, in a virtual environment of its own (a minute the first time)
 	scripts/checkov.sh
 
-bench-image: setup ## How large the image is; IMAGE=<name>: of the CPU variant, as Docker has it, measured layer by layer
-	$(BIN)/python benchmarks/bench_image.py $(if $(IMAGE),--image "$(IMAGE)")
+bench-image: setup ## How large the image is; IMAGE=<name> VARIANT=cpu|gpu: one that Docker has, measured layer by layer
+	$(BIN)/python benchmarks/bench_image.py $(if $(IMAGE),--image "$(IMAGE)") $(if $(VARIANT),--variant $(VARIANT))
 
 bench-synth: setup ## How long `cdk synth` takes, beside an app of two resources; best on a quiet machine
 	$(BIN)/python benchmarks/bench_synth.py

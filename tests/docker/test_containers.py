@@ -124,22 +124,27 @@ def test_the_image_holds_what_a_run_needs_and_no_more(stage: Stage, docker: Dock
     assert {name.lower().replace("_", "-") for name in installed} == {name.replace("_", "-") for name in locked}
 
 
+def test_two_builds_of_one_lock_file_give_the_same_files(stage: Stage, docker: Docker):
+    first = image_id(docker, _last_run(stage))
+    try:
+        built = build(stage, IMAGE, "lab-again", "--no-cache")
+        assert built.returncode == 0, built.stderr
+        packages = slice(2, 5)  # CUDA, torch, the rest; before them the base and the user, after them the code
+        assert layers(docker, "lab-again")[packages] == layers(docker, first)[packages]
+    finally:
+        docker("rmi", "lab-again")
+
+
 def test_a_change_of_code_re_pulls_kilobytes(stage: Stage, docker: Docker, tmp_path: Path):
     before = image_id(docker, _last_run(stage))
     context = tmp_path / "training_image"
     shutil.copytree(IMAGE, context, ignore=shutil.ignore_patterns("__pycache__"))
     (context / "train.py").write_text((context / "train.py").read_text() + "\n# changed\n")
-    shim = stage.cloud.environ()["CDK_DOCKER"]
-    built = subprocess.run(
-        [shim, "build", "--build-arg", "VARIANT=cpu", "--tag", "lab-changed", "--platform", "linux/amd64", "."],
-        cwd=context, env=stage.cloud.environ(), capture_output=True, text=True,
-    )  # fmt: skip
     try:
+        built = build(stage, context, "lab-changed")
         assert built.returncode == 0, built.stderr
-        old, new = (
-            json.loads(docker("inspect", name).stdout)[0]["RootFS"]["Layers"] for name in (before, "lab-changed")
-        )
-        changed = [layer for layer in new if layer not in old]
+        known = layers(docker, before)
+        changed = [layer for layer in layers(docker, "lab-changed") if layer not in known]
         assert len(changed) == 1, "only the code's layer is another one"
         history = docker(
             "history", "--no-trunc", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}", "lab-changed"
@@ -150,6 +155,19 @@ def test_a_change_of_code_re_pulls_kilobytes(stage: Stage, docker: Docker, tmp_p
         assert size < MEGABYTE
     finally:
         docker("rmi", "lab-changed")
+
+
+def build(stage: Stage, context: Path, tag: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """The CPU variant, as the CDK CLI has it built."""
+    words = ["build", *options, "--build-arg", "VARIANT=cpu", "--tag", tag, "--platform", "linux/amd64", "."]
+    environ = stage.cloud.environ()
+    return subprocess.run([environ["CDK_DOCKER"], *words], cwd=context, env=environ, capture_output=True, text=True)
+
+
+def layers(docker: Docker, image: str) -> list[str]:
+    """Digests of what the layers hold, from the base up."""
+    found: list[str] = json.loads(docker("inspect", image).stdout)[0]["RootFS"]["Layers"]
+    return found
 
 
 def _last_run(stage: Stage) -> dict:
