@@ -109,11 +109,11 @@ class Lab:
         return WorkDir(self.folder / "work")
 
     def boot(self, patch: str | None = None) -> subprocess.Popen[bytes]:
-        """Start a supervisor; ``patch`` is Python that changes the module ``supervisor`` first."""
+        """Start a supervisor; ``patch`` is Python that changes the module ``attempt`` first."""
         program = ["-m", "training_image.supervisor"]
         if patch is not None:
             start = "os._exit(supervisor.main(sys.argv[1:]))"
-            program = ["-c", f"import os, sys\nfrom training_image import supervisor\n{patch}\n{start}"]
+            program = ["-c", f"import os, sys\nfrom training_image import attempt, supervisor\n{patch}\n{start}"]
         command = [sys.executable, *program, "--bucket", self.store.bucket]
         command += ["--run-id", self.keys.run_id, "--work-dir", str(self.work.root), "--interval", "0.2"]
         environment = {

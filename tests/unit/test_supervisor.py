@@ -91,7 +91,7 @@ def test_sigterm_leaves_a_verified_checkpoint_and_no_outcome(lab):
 
 def test_a_trainer_that_does_not_stop_is_killed_and_the_published_checkpoint_stands(lab):
     lab.start_run("hold=3", "deaf=1")
-    box = lab.holding(3, patch="supervisor.DRAIN_SECONDS = supervisor.UPLOAD_RESERVE_SECONDS + 0.5")
+    box = lab.holding(3, patch="attempt.DRAIN_SECONDS = attempt.UPLOAD_RESERVE_SECONDS + 0.5")
     wait_for(lambda: lab.heartbeat()["durable_step"] == 2, "the checkpoint of step 2")
     box.send_signal(signal.SIGTERM)
     assert lab.ended(box) == SupervisorExit.BOX_LEAVING
@@ -101,7 +101,7 @@ def test_a_trainer_that_does_not_stop_is_killed_and_the_published_checkpoint_sta
 
 def test_sigterm_while_downloading_leaves_at_once(lab):
     lab.start_run()
-    box = lab.boot(patch="supervisor.prepare = lambda *_: supervisor.threading.Event().wait()")
+    box = lab.boot(patch="attempt.prepare = lambda *_: attempt.threading.Event().wait()")
     wait_for(lambda: (lab.heartbeat() or {}).get("phase") == "downloading", "the download")
     box.send_signal(signal.SIGTERM)
     assert lab.ended(box) == SupervisorExit.BOX_LEAVING
@@ -136,8 +136,8 @@ def test_a_stop_request_ends_the_run_with_a_checkpoint(lab):
 
 
 BLIND_TO_CONTROL = """
-start = supervisor.watch.Poller.start
-supervisor.watch.Poller.start = lambda self: None if self._name == "run" else start(self)
+start = attempt.watch.Poller.start
+attempt.watch.Poller.start = lambda self: None if self._name == "run" else start(self)
 """
 
 
@@ -162,7 +162,7 @@ def test_a_stop_request_before_the_box_began_claims_nothing(lab):
 UPLOAD_FAILS = """
 def refuse(*_):
     raise OSError('S3 takes no adapter')
-supervisor.ending.upload_results = refuse
+attempt.ending.upload_results = refuse
 """
 
 
