@@ -96,6 +96,15 @@ def repository_name(lab: str) -> str:
     return f"llm-tuning-lab/{lab}/datastack-training"
 
 
+RUN_TAG_PREFIX = "run-"
+"""Of an image's tag: the repository's lifecycle keeps an image as long as it has one of these."""
+
+
+def image_tag(run_id: str) -> str:
+    """ECR tag that the controller gives a run's image until it needs it no more."""
+    return f"{RUN_TAG_PREFIX}{run_id}"
+
+
 # --- objects in the outputs bucket --------------------------------------------------------------------------------
 def pointer_key(stack_suffix: str) -> str:
     """Names the stack's current run; only the controller writes it."""

@@ -63,7 +63,7 @@ def usage(activities: Iterable[Mapping[str, Any]], since: datetime, now: datetim
     return Usage(len(starts), seconds / 3600)
 
 
-def started(run: Mapping[str, Any]) -> Notice:
+def started(run: Mapping[str, Any], warning: str = "") -> Notice:
     types = ", ".join(run["instance_types"])
     market = "spot" if run["spec"]["use_spot"] else "on-demand"
     return _notice(
@@ -71,7 +71,7 @@ def started(run: Mapping[str, Any]) -> Notice:
         "started",
         "has started",
         f"It waits for a {market} instance ({types}) and trains by itself. Deadline: {_time(run['deadline'])}. An hour "
-        f"costs at most ${run['spec']['usd_per_hour']:.2f} ({_PRICE}).",
+        f"costs at most ${run['spec']['usd_per_hour']:.2f} ({_PRICE})." + (f"\n\n{warning}" if warning else ""),
         f"Follow it: aws s3 cp {_uri(run, RunKeys(run['run_id']).heartbeat)} -",
     )
 

@@ -7,6 +7,7 @@ from constructs import Construct
 
 from lab_constructs.acknowledge import acknowledge
 from lab_constructs.bootstrap import bootstrap_role_arn
+from training_image import contract
 
 PUSH_ACTIONS = (
     "ecr:DescribeImages",
@@ -18,8 +19,6 @@ PUSH_ACTIONS = (
     "ecr:BatchGetImage",
     "ecr:GetDownloadUrlForLayer",
 )
-RUN_TAG_PREFIX = "run-"
-"""Tag of an active run's image."""
 REPOSITORY_QUOTA = 100_000
 """Images that ECR lets a repository hold: a rule that keeps as many expires none."""
 
@@ -52,7 +51,7 @@ class Registry(Construct):
                 ecr.LifecycleRule(
                     description="active runs",
                     tag_status=ecr.TagStatus.TAGGED,
-                    tag_prefix_list=[RUN_TAG_PREFIX],
+                    tag_prefix_list=[contract.RUN_TAG_PREFIX],
                     max_image_count=REPOSITORY_QUOTA,
                 ),
                 ecr.LifecycleRule(

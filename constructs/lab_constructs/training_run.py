@@ -25,7 +25,7 @@ class TrainingRun(Construct):
         spec: everything a run is made of; travels as one JSON string, because CloudFormation hands properties over as
             strings. No secret may be in it: the CLI prints the function's log when it fails.
         group: the group that the run's box lives in.
-        repository: where the image's tag is resolved to a digest.
+        repository: where the image's tag is resolved to a digest, and the image tagged while its run needs it.
         run_prefix: what every run id of this stack starts with.
     """
 
@@ -122,6 +122,8 @@ class TrainingRun(Construct):
         )
         allow(role, "SendsAlerts", ["sns:Publish"], [spec["alert_topic"]])
         allow(role, "PinsImage", ["ecr:DescribeImages"], [repository.repository_arn])
+        hold = ["ecr:BatchGetImage", "ecr:PutImage", "ecr:BatchDeleteImage"]
+        allow(role, "HoldsImage", hold, [repository.repository_arn])
         allow(role, "SeesRollback", ["cloudformation:DescribeStacks"], [stack.stack_id])
         spot_role = stack.format_arn(
             service="iam",

@@ -32,6 +32,7 @@ def apply() -> None:
         IncompatibleEmulatorError: a hook is missing.
     """
     ecr_absent_tag()
+    ecr_delete_by_tag()
     ssm_gpu_images()
     ec2_instance_view()
     iam_resource_of_request()
@@ -61,6 +62,30 @@ def ecr_absent_tag() -> None:
         return describe(data)
 
     ecr.replace("_describe_images", describe_images)
+
+
+def ecr_delete_by_tag() -> None:
+    """BatchDeleteImage by tag takes the tag off; the image goes with its last one."""
+    ecr = Module("ministack.services.ecr")
+    find, delete = ecr.get("_find_image"), ecr.get("_batch_delete_image")
+
+    def batch_delete_image(data: dict[str, Any]) -> Any:
+        name, untagged, rest = data.get("repositoryName", ""), [], []
+        for wanted in data.get("imageIds") or []:
+            image, tag = find(name, wanted), wanted.get("imageTag")
+            if "imageDigest" in wanted or image is None or image["imageTags"] == [tag]:
+                rest.append(wanted)
+                continue
+            image["imageTags"].remove(tag)
+            image["imageId"]["imageTag"] = image["imageTags"][-1]
+            untagged.append({"imageDigest": image["imageDigest"], "imageTag": tag})
+        status, headers, body = delete({**data, "imageIds": rest})
+        if status != 200:
+            return status, headers, body
+        answer = json.loads(body)
+        return status, headers, json.dumps({**answer, "imageIds": untagged + answer["imageIds"]}).encode()
+
+    ecr.replace("_batch_delete_image", batch_delete_image)
 
 
 def ssm_gpu_images() -> None:

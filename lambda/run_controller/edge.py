@@ -10,7 +10,7 @@ from typing import Any
 
 import boto3
 from botocore.exceptions import ClientError
-from image_digest import pinned
+from image_digest import hold, pinned, release
 from policy import Action, Current, Request, decide
 
 from training_image import contract, notices
@@ -100,15 +100,18 @@ class Controller:
             if run.get("request_id") == request_id:
                 break
             number += 1
+        warning = self._hold(run)
         if pointer.get("request_id") != request_id:  # else the box may be this run's own
             self._remove_kept_box()
+            if "run_id" in pointer:
+                self._release(pointer["run_id"])
         self._store.put_json(self._pointer, {"run_id": run["run_id"], "number": number, "request_id": request_id})
         self._arm(datetime.fromisoformat(run["deadline"]))
         # Zone rebalancing would replace a training box for symmetry's sake.
         self._autoscaling.suspend_processes(AutoScalingGroupName=self._group, ScalingProcesses=["AZRebalance"])
         # Together: a scheduled action of an earlier run may have left the maximum at 0.
         self._scale(minimum=0, maximum=1, desired=1)
-        self._announce(run["run_id"], lambda: notices.started(run))
+        self._announce(run["run_id"], lambda: notices.started(run, warning))
         return str(run["run_id"])
 
     def limit(self, current: Current) -> None:
@@ -144,6 +147,27 @@ class Controller:
             self._close(current.run_id, contract.Reason.STOPPED, f"Stopped before a box reported: {why}.")
             # Not left to the auto-terminator, which a stack that is being deleted takes along.
             self._announce(current.run_id, lambda: self._end_notice(current.run_id))
+        if current is not None:
+            self._release(current.run_id)
+
+    def _hold(self, run: dict[str, Any]) -> str:
+        """Keep the image for as long as the run is the stack's current one; the sentence that says why it is not."""
+        try:
+            hold(run["image"], contract.repository_name(self.spec["lab"]), run["run_id"])
+        except Exception as error:
+            print(f"the image of run {run['run_id']} is not held: {error!r}")
+            return (
+                f"Its image got no tag {contract.image_tag(run['run_id'])} ({error}): the repository's lifecycle may "
+                "delete it under the run, if many images are pushed."
+            )
+        return ""
+
+    def _release(self, run_id: str) -> None:
+        """An image that is held too long costs cents; it fails no request."""
+        try:
+            release(contract.repository_name(self.spec["lab"]), run_id)
+        except Exception as error:
+            print(f"the image of run {run_id} stays held: {error!r}")
 
     def _end_notice(self, run_id: str) -> notices.Notice:
         keys = contract.RunKeys(run_id)

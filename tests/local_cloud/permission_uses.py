@@ -14,7 +14,7 @@ from typing import Any
 
 import boto3
 import edge
-from image_digest import pinned
+from image_digest import hold, pinned
 
 from lab.local_cloud.cloud import ACCOUNT, REGION, LocalCloud
 from training_image import contract
@@ -211,6 +211,10 @@ def logging_to(logical_id: str) -> dict[str, Use]:
     return {"logs:CreateLogStream": new_stream(logical_id), "logs:PutLogEvents": log_line(logical_id)}
 
 
+def hold_image(w: World) -> None:
+    hold(pinned(w.data["RepositoryUri"] + ":v1"), w.repository, w.run_id)
+
+
 def log_in(w: World) -> None:
     w.client("ecr").get_authorization_token()
 
@@ -275,6 +279,11 @@ USES: dict[str, dict[str, dict[str, Use]]] = {
         },
         "SendsAlerts": {"sns:Publish": publish},
         "PinsImage": {"ecr:DescribeImages": lambda w: pinned(w.data["RepositoryUri"] + ":v1")},
+        "HoldsImage": {
+            "ecr:BatchGetImage": hold_image,
+            "ecr:PutImage": hold_image,
+            "ecr:BatchDeleteImage": ecr("batch_delete_image", imageIds=[{"imageTag": "run-gone-1"}]),
+        },
         "SeesRollback": {"cloudformation:DescribeStacks": lambda w: edge._rolling_back(w.training["StackId"])},
         "SpotRole": {"iam:CreateServiceLinkedRole": lambda w: edge._ensure_spot_role()},
     },

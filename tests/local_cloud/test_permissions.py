@@ -204,8 +204,12 @@ REFUSED: dict[str, tuple[tuple[str, ...], uses.Use]] = {
     "terminate another instance": (("box", "controller", "terminator"), lambda w: uses.terminate(w, "foreign")),
     "change another group's capacity": (("box", "controller", "terminator"), lambda w: uses.resize(w, "foreign")),
     "pull from another repository": (("box", "push"), lambda w: uses.PULL["ecr:BatchGetImage"](w, "somebody/else")),
-    "push to another repository": (("push",), lambda w: uses.PUSH["ecr:PutImage"](w, "somebody/else")),
-    "push to the lab's repository": (("box", "controller", "terminator"), uses.PUSH["ecr:PutImage"]),
+    "push to another repository": (("push", "controller"), lambda w: uses.PUSH["ecr:PutImage"](w, "somebody/else")),
+    "push to the lab's repository": (("box", "terminator"), uses.PUSH["ecr:PutImage"]),
+    "delete an image": (
+        ("box", "terminator", "push"),
+        uses.ecr("batch_delete_image", imageIds=[{"imageTag": "run-gone-1"}]),
+    ),
     "read a secret that is not theirs": (
         ("box", "controller", "terminator", "push"),
         lambda w: w.client("secretsmanager").get_secret_value(SecretId=w.data["WandbApiKeySecretArn"]),

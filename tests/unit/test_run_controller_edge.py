@@ -104,6 +104,9 @@ class Fakes:
     def __init__(self):
         self.s3, self.autoscaling, self.status = FakeS3(), FakeAutoScaling(), "UPDATE_IN_PROGRESS"
         self.mails: list[str] = []
+        self.bodies: list[str] = []
+        self.tags = ["v1"]  # of the one image
+        self.ecr_fails = False
 
     def client(self, name, **options):
         return {"s3": self.s3, "autoscaling": self.autoscaling}.get(name, self)
@@ -114,10 +117,30 @@ class Fakes:
     def publish(self, TopicArn, Subject, Message):
         assert TopicArn == SPEC["alert_topic"]
         self.mails.append(Subject)
+        self.bodies.append(Message)
 
     def describe_images(self, repositoryName, imageIds):
-        assert repositoryName == "lab/images"
-        return {"imageDetails": [{"imageDigest": "sha256:abc"}]}
+        assert repositoryName in ("lab/images", contract.repository_name("default"))
+        if imageIds[0]["imageTag"] not in self.tags:
+            raise refused("ImageNotFoundException")
+        return {"imageDetails": [{"imageDigest": "sha256:abc", "imageTags": list(self.tags)}]}
+
+    def batch_get_image(self, repositoryName, imageIds):
+        if self.ecr_fails:
+            raise refused("ServerException")
+        assert (repositoryName, imageIds) == (contract.repository_name("default"), [{"imageDigest": "sha256:abc"}])
+        return {"images": [{"imageManifest": "{}", "imageManifestMediaType": "type"}]}
+
+    def put_image(self, repositoryName, imageManifest, imageManifestMediaType, imageDigest, imageTag):
+        assert (imageManifest, imageManifestMediaType, imageDigest) == ("{}", "type", "sha256:abc")
+        if imageTag in self.tags:
+            raise refused("ImageAlreadyExistsException")
+        self.tags.append(imageTag)
+
+    def batch_delete_image(self, repositoryName, imageIds):
+        if self.ecr_fails:
+            raise refused("ServerException")
+        self.tags.remove(imageIds[0]["imageTag"])
 
     def create_service_linked_role(self, AWSServiceName):
         raise refused("InvalidInput")  # it exists already
@@ -278,6 +301,39 @@ def test_delete_keeps_the_boxs_own_outcome(aws):
     aws.s3.objects["runs/run-1a2b3c4d-1/outcome.json"] = json.dumps(said).encode()
     serve("Delete", request_id="request-2")
     assert aws.s3.json("runs/run-1a2b3c4d-1/outcome.json") == said
+
+
+OWN_IMAGE = {**SPEC, "image": f"1.dkr.ecr.us-west-2.amazonaws.com/{contract.repository_name('default')}:v1"}
+
+
+def test_the_image_is_tagged_while_its_run_is_the_stacks_current_one(aws):
+    serve(spec=OWN_IMAGE)
+    serve(spec=OWN_IMAGE)
+    assert aws.tags == ["v1", "run-run-1a2b3c4d-1"]
+    aws.s3.objects["runs/run-1a2b3c4d-1/outcome.json"] = b"{}"
+    serve("Update", {**OWN_IMAGE, "new_run": "again"}, request_id="request-2", old=OWN_IMAGE)
+    assert aws.tags == ["v1", "run-run-1a2b3c4d-2"], "the next run's, then no longer the ended one's"
+    serve("Delete", OWN_IMAGE, request_id="request-3")
+    serve("Delete", OWN_IMAGE, request_id="request-3")
+    assert aws.tags == ["v1"]
+
+
+def test_an_image_that_cannot_be_tagged_fails_no_request_and_the_mail_says_so(aws, capsys):
+    aws.ecr_fails = True
+    serve(spec=OWN_IMAGE)
+    assert aws.autoscaling.group["DesiredCapacity"] == 1
+    assert "Its image got no tag run-run-1a2b3c4d-1" in aws.bodies[0]
+    aws.tags.append("run-run-1a2b3c4d-1")
+    serve("Delete", OWN_IMAGE, request_id="request-2")
+    log = capsys.readouterr().out
+    assert "the image of run run-1a2b3c4d-1 is not held" in log
+    assert "the image of run run-1a2b3c4d-1 stays held" in log
+
+
+def test_a_repository_of_others_is_left_alone(aws):
+    serve()
+    assert aws.tags == ["v1"]
+    assert "Its image" not in aws.bodies[0]
 
 
 class Context:
