@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from training_image.checkpoints import complete_checkpoints
 from training_image.contract import COMPLETE_MARKER, WorkDir, utc_now
 
 MAX_SECONDS_BETWEEN_SAVES = 300.0
@@ -23,17 +24,21 @@ MIN_SECONDS_BETWEEN_SAVES = 30.0
 """Also the time to the first checkpoint, which measures how long one takes."""
 MAX_STALL = 0.02
 """Share of the training time that saving may take, as long as the maximum above allows."""
+MAX_WAITING = 2
+"""Checkpoints on the disk, the one being uploaded included; with so many only a stop or a request saves another."""
 _RECENT_STEPS = 20
 
 _log = logging.getLogger(__name__)
 
 
-def save_is_due(since_save: float, step_seconds: float, save_seconds: float | None) -> bool:
+def save_is_due(since_save: float, step_seconds: float, save_seconds: float | None, *, uploading: bool) -> bool:
     """Whether to save at the end of this step, or else another step would pass the bound. All in seconds.
 
-    ``save_seconds`` is how long the last save held training up; None before the first.
+    Args:
+        save_seconds: how long the last save held training up; None before the first.
+        uploading: the last one is not durable yet: another would stall training for little, so only the maximum counts.
     """
-    wanted = (save_seconds or 0.0) / MAX_STALL
+    wanted = MAX_SECONDS_BETWEEN_SAVES if uploading else (save_seconds or 0.0) / MAX_STALL
     interval = min(max(wanted, MIN_SECONDS_BETWEEN_SAVES), MAX_SECONDS_BETWEEN_SAVES)
     return since_save + step_seconds > interval
 
@@ -142,9 +147,12 @@ class RunCallback(TrainerCallback):
         return self._work.metrics / "steps.jsonl"
 
     def _cadence_asks(self, step: int, step_seconds: float) -> bool:
+        waiting = len(complete_checkpoints(self._work.checkpoints))
+        if waiting >= MAX_WAITING:
+            return False
         if self._save_steps is not None:
             return step % self._save_steps == 0
-        return save_is_due(self._step_ended - self._saved, step_seconds, self._save_seconds)
+        return save_is_due(self._step_ended - self._saved, step_seconds, self._save_seconds, uploading=waiting > 0)
 
     def _report(self, state: TrainerState, **values: Any) -> float:
         """Write the status; returns tokens per second over the recent steps (real tokens, padding left out)."""

@@ -1,6 +1,7 @@
 """Checkpoints in S3: a checkpoint is a prefix with a ``MANIFEST.json``, written last, that the files agree with.
 
-Without a manifest that verifies a checkpoint does not exist, whatever else lies under its prefix.
+Without a manifest that verifies a checkpoint does not exist, whatever else lies under its prefix. A file that is as it
+was in the checkpoint before (tokenizer, configuration) is stored once, apart, and outlives them all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -20,11 +21,13 @@ from training_image.contract import COMPLETE_MARKER, MANIFEST_NAME, RunKeys
 from training_image.store import MissingObject, Store
 
 KEEP = 2
-"""Published checkpoints of a run that retention never touches: the newest, and the one to fall back to."""
+"""Verified checkpoints of a run that retention never touches: the newest, and the one to fall back to."""
+FORMAT: Final = 2
+"""Of the manifest; 1 knew no shared files."""
 
 log = logging.getLogger(__name__)
 _LOCAL_NAME = re.compile(r"checkpoint-(\d+)")
-_KEY_TAIL = re.compile(rf"step-(\d+)-a(\d+)/{MANIFEST_NAME}")
+_KEY_TAIL = re.compile(r"step-(\d+)-a(\d+)/(.+)")
 
 
 @dataclass(frozen=True, order=True)
@@ -36,13 +39,17 @@ class CheckpointId:
 
 
 class FileEntry(BaseModel):
-    """One file of a checkpoint; ``name`` is relative to it, ``size`` in bytes."""
+    """One file of a checkpoint.
+
+    ``name`` is relative to it, ``size`` in bytes; a ``shared`` one lies at ``RunKeys.shared`` instead of below it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     size: int = Field(ge=0)
     sha256: str
+    shared: bool = False
 
     @field_validator("name")
     @classmethod
@@ -53,12 +60,18 @@ class FileEntry(BaseModel):
         return name
 
 
+class _Format(BaseModel):
+    """The one thing that a manifest of any version says."""
+
+    schema_version: int = Field(alias="schema")
+
+
 class Manifest(BaseModel):
     """What a published checkpoint consists of, and whose it is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
+    schema_version: Literal[1, 2] = Field(default=FORMAT, alias="schema")
     run_id: str
     step: int = Field(ge=0)
     attempt: int = Field(ge=1)
@@ -68,6 +81,13 @@ class Manifest(BaseModel):
     @property
     def id(self) -> CheckpointId:
         return CheckpointId(self.step, self.attempt)
+
+    def key(self, entry: FileEntry) -> str:
+        """Where one of its files lies."""
+        keys = RunKeys(self.run_id)
+        if entry.shared:
+            return keys.shared(entry.sha256, entry.name)
+        return keys.checkpoint(self.step, self.attempt) + entry.name
 
 
 @dataclass(frozen=True)
@@ -79,6 +99,18 @@ class Resume:
 
 
 # --- decisions ----------------------------------------------------------------------------------------------------
+def parse(body: bytes | None) -> Manifest | str:
+    """The manifest, or why there is none."""
+    if body is None:
+        return "it has no manifest: its upload was never finished"
+    try:
+        if (newer := _Format.model_validate_json(body).schema_version) > FORMAT:
+            return f"its format {newer} is newer than this image's ({FORMAT})"
+        return Manifest.model_validate_json(body)
+    except ValidationError as error:
+        return f"its manifest is unreadable: {error.errors()[0]['msg']}"
+
+
 def foreign(manifest: Manifest, found_as: CheckpointId, run_id: str, settings_sha256: str) -> str | None:
     """Why this manifest is none of this run's, or None."""
     if manifest.run_id != run_id:
@@ -95,10 +127,16 @@ def resume_order(manifests: Iterable[Manifest]) -> list[Manifest]:
     return sorted(manifests, key=lambda manifest: manifest.id, reverse=True)
 
 
-def expendable(published: Collection[CheckpointId], refused: Collection[CheckpointId]) -> list[CheckpointId]:
-    """What retention deletes, oldest first. Unusable ones neither count as kept nor are deleted: they are evidence."""
-    usable = sorted(set(published) - set(refused))
-    return usable[:-KEEP]
+def expendable(
+    published: Collection[CheckpointId], verified: Collection[CheckpointId], refused: Collection[CheckpointId]
+) -> list[CheckpointId]:
+    """What retention deletes, oldest first: all that is older than the last two that this attempt knows to be whole.
+
+    Those that nobody has read since they were written do not count, because they may turn out to be unusable; those
+    that did turn out so stay as evidence.
+    """
+    kept = sorted(verified)[-KEEP:]
+    return sorted(item for item in set(published) - set(refused) if len(kept) == KEEP and item < kept[0])
 
 
 # --- local directories --------------------------------------------------------------------------------------------
@@ -139,29 +177,61 @@ def mismatch(directory: Path, manifest: Manifest) -> str | None:
 
 
 # --- S3 -----------------------------------------------------------------------------------------------------------
-def publish(store: Store, keys: RunKeys, directory: Path, *, step: int, attempt: int, settings_sha256: str) -> Manifest:
-    """Upload a complete checkpoint, its manifest last; returns the manifest."""
-    manifest = Manifest(
-        run_id=keys.run_id, step=step, attempt=attempt, settings_sha256=settings_sha256, files=describe(directory)
+def publish(
+    store: Store,
+    keys: RunKeys,
+    directory: Path,
+    *,
+    step: int,
+    attempt: int,
+    settings_sha256: str,
+    previous: Manifest | None,
+) -> Manifest:
+    """Upload a complete checkpoint, its manifest last; returns the manifest.
+
+    A file that ``previous`` had too is taken not to change any more, and is shared from now on.
+
+    Args:
+        previous: the one that was published, or resumed from, before this one.
+    """
+    before = {} if previous is None else {(entry.name, entry.sha256): entry.shared for entry in previous.files}
+    files = tuple(
+        entry.model_copy(update={"shared": (entry.name, entry.sha256) in before}) for entry in describe(directory)
     )
-    prefix = keys.checkpoint(step, attempt)
-    store.upload({prefix + entry.name: directory / entry.name for entry in manifest.files})
-    store.put(prefix + MANIFEST_NAME, manifest.model_dump_json(by_alias=True, indent=1).encode())
+    manifest = Manifest(run_id=keys.run_id, step=step, attempt=attempt, settings_sha256=settings_sha256, files=files)
+    is_there = before if previous is not None and previous.run_id == keys.run_id else {}
+    lacking = [entry for entry in manifest.files if not is_there.get((entry.name, entry.sha256))]
+    store.upload({manifest.key(entry): directory / entry.name for entry in lacking})
+    store.put(
+        keys.checkpoint(step, attempt) + MANIFEST_NAME, manifest.model_dump_json(by_alias=True, indent=1).encode()
+    )
     return manifest
 
 
 def published(store: Store, keys: RunKeys) -> list[CheckpointId]:
     """All checkpoints of the run that have a manifest."""
-    tails = (item.key.removeprefix(keys.checkpoints) for item in store.list(keys.checkpoints))
-    return [CheckpointId(int(match[1]), int(match[2])) for tail in tails if (match := _KEY_TAIL.fullmatch(tail))]
+    return [checkpoint for checkpoint, names in _stored(store, keys).items() if MANIFEST_NAME in names]
 
 
-def prune(store: Store, keys: RunKeys, refused: Collection[CheckpointId]) -> None:
-    """Delete what retention no longer keeps, manifests first: a half-deleted checkpoint must not look like one."""
-    for old in expendable(published(store, keys), refused):
+def _stored(store: Store, keys: RunKeys) -> dict[CheckpointId, set[str]]:
+    """The names of what lies under the prefix of each checkpoint, finished or not."""
+    found: dict[CheckpointId, set[str]] = {}
+    for item in store.list(keys.checkpoints):
+        if match := _KEY_TAIL.fullmatch(item.key.removeprefix(keys.checkpoints)):
+            found.setdefault(CheckpointId(int(match[1]), int(match[2])), set()).add(match[3])
+    return found
+
+
+def prune(store: Store, keys: RunKeys, verified: Collection[CheckpointId], refused: Collection[CheckpointId]) -> None:
+    """Delete what retention no longer keeps, manifests first: a half-deleted checkpoint must not look like one.
+
+    Shared files stay as long as the run's checkpoints do, until the bucket expires them.
+    """
+    stored = _stored(store, keys)
+    for old in expendable([item for item, names in stored.items() if MANIFEST_NAME in names], verified, refused):
         prefix = keys.checkpoint(old.step, old.attempt)
         store.delete([prefix + MANIFEST_NAME])
-        store.delete([item.key for item in store.list(prefix)])
+        store.delete([prefix + name for name in stored[old]])
 
 
 def fetch_newest(store: Store, keys: RunKeys, settings_sha256: str, destination: Path) -> Resume:
@@ -172,19 +242,16 @@ def fetch_newest(store: Store, keys: RunKeys, settings_sha256: str, destination:
     """
     refused: set[CheckpointId] = set()
     candidates: list[Manifest] = []
-    for found in published(store, keys):
-        body = store.read(keys.checkpoint(found.step, found.attempt) + MANIFEST_NAME)
-        try:
-            manifest = Manifest.model_validate_json(body or b"")
-            reason = foreign(manifest, found, keys.run_id, settings_sha256)
-        except ValidationError as error:
-            reason = f"its manifest is unreadable ({error.error_count()} errors)"
-        if reason is None:
-            candidates.append(manifest)
-        else:
+    for found in _stored(store, keys):
+        manifest = parse(store.read(keys.checkpoint(found.step, found.attempt) + MANIFEST_NAME))
+        if isinstance(manifest, str):
+            _refuse(found, manifest, refused)
+        elif reason := foreign(manifest, found, keys.run_id, settings_sha256):
             _refuse(found, reason, refused)
+        else:
+            candidates.append(manifest)
     for manifest in resume_order(candidates):
-        reason = _fetch(store, keys, manifest, destination)
+        reason = _fetch(store, manifest, destination)
         if reason is None:
             return Resume(manifest, frozenset(refused))
         _refuse(manifest.id, reason, refused)
@@ -196,17 +263,16 @@ def _refuse(checkpoint: CheckpointId, reason: str, refused: set[CheckpointId]) -
     refused.add(checkpoint)
 
 
-def _fetch(store: Store, keys: RunKeys, manifest: Manifest, destination: Path) -> str | None:
+def _fetch(store: Store, manifest: Manifest, destination: Path) -> str | None:
     """Download one checkpoint to ``destination``; why it is unusable, or None."""
     partial = destination.with_name(destination.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    prefix = keys.checkpoint(manifest.step, manifest.attempt)
     try:
-        store.download({prefix + entry.name: partial / entry.name for entry in manifest.files})
+        store.download({manifest.key(entry): partial / entry.name for entry in manifest.files})
+        reason = mismatch(partial, manifest)
     except MissingObject as error:
-        return str(error)
-    if reason := mismatch(partial, manifest):
+        reason = str(error)
+    if reason is None:
+        partial.rename(destination)
+    else:
         shutil.rmtree(partial)
-        return reason
-    partial.rename(destination)
-    return None
+    return reason

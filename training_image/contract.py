@@ -105,10 +105,19 @@ def image_tag(run_id: str) -> str:
     return f"{RUN_TAG_PREFIX}{run_id}"
 
 
+# --- objects in the training bucket -------------------------------------------------------------------------------
+HUB_MIRROR = "models/hub/"
+"""Base models from the Hub, laid out as in Hugging Face's cache (``hub_cache``): all that a box writes there."""
+
+
 # --- objects in the outputs bucket --------------------------------------------------------------------------------
 def pointer_key(stack_suffix: str) -> str:
     """Names the stack's current run; only the controller writes it."""
     return f"stacks/{stack_suffix}/current.json"
+
+
+RUN_ID = r"[a-z][a-z0-9-]{0,19}-[0-9a-f]{8}-[1-9][0-9]*"
+"""Pattern of what ``run_id`` makes."""
 
 
 def run_id(run_name: str, stack_suffix: str, number: int) -> str:
@@ -127,7 +136,8 @@ class RunKeys:
 
     @property
     def run(self) -> str:
-        """Frozen settings, image, limits, deadline. Created once by the controller."""
+        """Frozen settings, image, limits, deadline; ``resume``: the run that it continues. Created once by the
+        controller."""
         return f"{self.prefix}run.json"
 
     @property
@@ -150,6 +160,11 @@ class RunKeys:
         return f"{self.prefix}outcome.json"
 
     @property
+    def base_model(self) -> str:
+        """Created once, for a model from the Hub: ``{"base_model", "revision", "sha"}``, the commit of all attempts."""
+        return f"{self.prefix}base_model.json"
+
+    @property
     def adapter(self) -> str:
         return f"{self.prefix}adapter/"
 
@@ -169,6 +184,10 @@ class RunKeys:
         """The attempt is part of the key, so two boxes can never write the same one."""
         return f"{self.checkpoints}step-{step:08d}-a{attempt}/"
 
+    def shared(self, sha256: str, name: str) -> str:
+        """One file that later checkpoints share: named by its content, so whoever writes it writes the same."""
+        return f"{self.checkpoints}shared/{sha256}/{name}"
+
 
 MANIFEST_NAME = "MANIFEST.json"
 
@@ -187,6 +206,11 @@ class WorkDir:
         return self.root / "run.json"
 
     @property
+    def boot(self) -> Path:
+        """What the host did before the container, one JSON object a line: ``{"phase", "from", "to"}``, epoch seconds."""
+        return self.root / "boot.jsonl"
+
+    @property
     def data(self) -> Path:
         return self.root / "data"
 
@@ -194,6 +218,16 @@ class WorkDir:
     def model(self) -> Path:
         """Base model downloaded from ``s3://``; unused when the model is a Hub id."""
         return self.root / "model"
+
+    @property
+    def base_model(self) -> Path:
+        """As ``RunKeys.base_model``: that commit lies in Hugging Face's cache."""
+        return self.root / "base_model.json"
+
+    @property
+    def initial_adapter(self) -> Path:
+        """The adapter that training starts from, if the settings name one."""
+        return self.root / "initial_adapter"
 
     @property
     def checkpoints(self) -> Path:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Collection
 from pathlib import Path
 
 from training_image import checkpoints
-from training_image.checkpoints import CheckpointId
-from training_image.contract import RunKeys
+from training_image.contract import COMPLETE_MARKER, RunKeys
 from training_image.store import Store
 
 log = logging.getLogger(__name__)
@@ -21,7 +19,8 @@ _MAX_BACKOFF_SECONDS = 10.0
 class Publisher:
     """Uploads each checkpoint once the trainer has marked it complete. Failures are logged and tried again.
 
-    If several are waiting only the newest is uploaded: the others would be deleted by retention right away.
+    If several are waiting only the newest is uploaded: the others would be deleted by retention right away. What is
+    durable or superseded is deleted here, so what lies on the disk is waiting, and the trainer saves less while any is.
     """
 
     def __init__(
@@ -39,9 +38,10 @@ class Publisher:
         self._directory = directory
         self._attempt = attempt
         self._settings_sha256 = settings_sha256
-        self._refused: Collection[CheckpointId] = resumed.refused
+        self._refused = resumed.refused
+        self._previous = resumed.manifest
+        self._verified = [item.id for item in [resumed.manifest] if item is not None and item.run_id == keys.run_id]
         self.durable_step: int | None = resumed.manifest.step if resumed.manifest else None
-        self._published: int | None = None
         self._finishing = threading.Event()
         self._abandoned = threading.Event()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
@@ -64,43 +64,51 @@ class Publisher:
         backoff = _POLL_SECONDS
         while not self._abandoned.is_set():
             finishing = self._finishing.is_set()  # before looking: what was complete when finish() was called is seen
-            local = checkpoints.complete_checkpoints(self._directory)
-            step = max(local, default=None)
-            if step is not None and (self._published is None or step > self._published):
-                if self._publish(local[step], step):
-                    backoff = _POLL_SECONDS
-                else:
-                    self._abandoned.wait(backoff)
-                    backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
+            waiting = checkpoints.complete_checkpoints(self._directory)
+            if waiting and self._publish(waiting):
+                backoff = _POLL_SECONDS
+            elif waiting:
+                self._abandoned.wait(backoff)
+                backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
             elif finishing:
                 return
             else:
                 self._finishing.wait(_POLL_SECONDS)
 
-    def _publish(self, directory: Path, step: int) -> bool:
+    def _publish(self, waiting: dict[int, Path]) -> bool:
+        """Make the newest durable; whether that was done."""
+        step = max(waiting)
         try:
-            checkpoints.publish(
+            for path in (path for older, path in waiting.items() if older < step):
+                _remove(path)
+            self._previous = checkpoints.publish(
                 self._store,
                 self._keys,
-                directory,
+                waiting[step],
                 step=step,
                 attempt=self._attempt,
                 settings_sha256=self._settings_sha256,
+                previous=self._previous,
             )
+            self.durable_step = step
+            _remove(waiting[step])
         except Exception as error:  # whatever it is, training goes on
             log.warning("Checkpoint of step %d could not be published, trying again: %s", step, error)
             return False
-        self._published = self.durable_step = step
         log.info("Checkpoint of step %d is durable", step)
-        self._clean(step)
+        self._verified.append(self._previous.id)
+        self._prune()
         return True
 
-    def _clean(self, newest: int) -> None:
+    def _prune(self) -> None:
         try:
             if not self._abandoned.is_set():
-                checkpoints.prune(self._store, self._keys, self._refused)
+                checkpoints.prune(self._store, self._keys, self._verified, self._refused)
         except Exception as error:  # old checkpoints cost cents; training goes on
             log.warning("Old checkpoints were not deleted: %s", error)
-        for step, path in checkpoints.complete_checkpoints(self._directory).items():
-            if step < newest:
-                shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete it from the disk, the marker first: half of it must not look complete."""
+    (checkpoint / COMPLETE_MARKER).unlink()
+    shutil.rmtree(checkpoint, ignore_errors=True)

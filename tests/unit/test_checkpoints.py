@@ -42,13 +42,16 @@ def test_resume_tries_all_and_most_progress_first(found):
     assert all((a.step, a.attempt) > (b.step, b.attempt) for a, b in itertools.pairwise(order))
 
 
-@given(st.sets(ids), st.sets(ids))
-def test_retention_keeps_the_newest_two_usable_ones(published, refused):
-    gone = expendable(published, refused)
-    kept = published - refused - set(gone)
-    assert len(kept) == min(KEEP, len(published - refused))
+@given(st.sets(ids), st.sets(ids), st.sets(ids))
+def test_retention_deletes_only_what_is_older_than_the_last_two_verified(published, verified, refused):
+    gone = expendable(published, verified, refused)
     assert set(gone) <= published - refused
-    assert all(old < new for old in gone for new in kept)
+    if len(verified) < KEEP:
+        assert not gone
+    else:
+        oldest_kept = sorted(verified)[-KEEP]
+        assert all(item < oldest_kept for item in gone)
+        assert all(item >= oldest_kept for item in published - refused - set(gone))
 
 
 @pytest.mark.parametrize("change", [{"run_id": "run-2"}, {"settings_sha256": "t"}, {"step": 4}, {"attempt": 2}])

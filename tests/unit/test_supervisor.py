@@ -1,6 +1,5 @@
 """The supervisor as a real process against a real S3: every way in which an attempt ends."""
 
-import json
 import os
 import signal
 from datetime import UTC, datetime, timedelta
@@ -242,28 +241,11 @@ def _flip(lab, prefix):
     lab.store.put(prefix + "weights/model.bin", body[:-1] + b"!")
 
 
-def _truncate(lab, prefix):
-    lab.store.put(prefix + "weights/model.bin", b"short")
-
-
-def _lose_object(lab, prefix):
-    lab.store.delete([prefix + "state.json"])
-
-
 def _lose_manifest(lab, prefix):
     lab.store.delete([prefix + MANIFEST_NAME])
 
 
-def _tear_manifest(lab, prefix):
-    lab.store.put(prefix + MANIFEST_NAME, lab.store.read(prefix + MANIFEST_NAME)[:-20])
-
-
-def _change_settings(lab, prefix):
-    manifest = lab.store.read_json(prefix + MANIFEST_NAME)
-    lab.store.put(prefix + MANIFEST_NAME, json.dumps(manifest | {"settings_sha256": "other"}).encode())
-
-
-@pytest.mark.parametrize("damage", [_flip, _truncate, _lose_object, _lose_manifest, _tear_manifest, _change_settings])
+@pytest.mark.parametrize("damage", [_flip, _lose_manifest])  # every other kind: test_restore
 def test_a_newest_checkpoint_that_does_not_verify_gives_way_to_the_one_before(lab, damage):
     lab.start_run("hold=3")
     box = lab.holding(3)
@@ -274,7 +256,7 @@ def test_a_newest_checkpoint_that_does_not_verify_gives_way_to_the_one_before(la
     lab.start_run()
     assert lab.run_box() == SupervisorExit.RUN_ENDED
     assert (lab.outcome()["reason"], lab.outcome()["resumed_from_step"]) == ("succeeded", 2)
-    assert ("refused" in lab.log(2)) == (damage is not _lose_manifest)
+    assert "Checkpoint of step 3, attempt 1 is refused" in lab.log(2)
 
 
 def test_missing_data_fails_the_run_with_the_command_to_type(lab):

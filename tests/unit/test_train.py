@@ -9,7 +9,7 @@ import tiny_model
 import torch
 
 from training_image import evaluation, train
-from training_image.callbacks import RunCallback, save_is_due
+from training_image.callbacks import MAX_WAITING, RunCallback, save_is_due
 from training_image.contract import COMPLETE_MARKER, TrainerExit, WorkDir
 from training_image.data import load
 from training_image.model import dtype_for, load_for_evaluation, supervised_nll
@@ -267,7 +267,25 @@ def test_an_exact_match_is_the_stripped_answer(base, monkeypatch):
     ],
 )
 def test_checkpoint_cadence(since_save, step, save, due):
-    assert save_is_due(since_save, step, save) is due
+    assert save_is_due(since_save, step, save, uploading=False) is due
+
+
+def test_while_the_last_checkpoint_is_uploaded_only_the_maximum_counts():
+    assert not save_is_due(280, 10, 0.1, uploading=True)
+    assert save_is_due(295, 10, 0.1, uploading=True)
+
+
+@pytest.mark.parametrize("waiting", range(MAX_WAITING + 1))
+def test_with_too_many_checkpoints_on_the_disk_none_is_added(waiting, tmp_path, base, finished):
+    work = prepare(tmp_path, base, {**SETTINGS, "training": {**SETTINGS["training"], "save_steps": 3}})
+    for number in range(waiting):
+        left = work.checkpoints / f"checkpoint-{100 + number}"
+        left.mkdir(parents=True)
+        (left / COMPLETE_MARKER).touch()
+    assert run(work) == TrainerExit.DONE
+    saved = {step for step in (3, 6, STEPS) if (work.checkpoints / f"checkpoint-{step}" / COMPLETE_MARKER).exists()}
+    # The last step is saved whatever waits.
+    assert saved == [{3, 6, STEPS}, {3, STEPS}, {STEPS}][waiting]
 
 
 def test_weights_on_a_cpu_are_float32_unless_told():
