@@ -111,6 +111,7 @@ class TrainingStack(cdk.Stack):
             spec={
                 "lab": config.lab,
                 "stack_name": self.stack_name,
+                "deploy_command": config.command(f"cdk deploy {contract.TRAINING_STACK}"),
                 "destroy_command": config.command(f"cdk destroy {contract.TRAINING_STACK}"),
                 "stack_suffix": suffix,
                 "run_name": config.run,
@@ -118,6 +119,9 @@ class TrainingStack(cdk.Stack):
                 "group": compute.group.auto_scaling_group_name,
                 "create_instance": config.create_instance,
                 "new_run": config.new_run,
+                # With what was said in so many words: where that differs from the run's own settings, it is refused.
+                "resume": config.resume
+                and {"run_id": config.resume, "said": settings.model_dump(mode="json", exclude_unset=True)},
                 "use_spot": config.use_spot,
                 "instance_types": list(config.acceptable_types),
                 "gpus": 0 if settings.training.use_cpu else config.gpus,

@@ -39,6 +39,9 @@ class LabConfig(BaseModel):
     """False: everything but a run. Set while a run is active, it stops that run with a checkpoint."""
     new_run: str | None = Field(None, min_length=1, max_length=64)
     """Another word than last time starts another run with the same settings: ``-c new_run=again``."""
+    resume: str | None = Field(None, pattern=f"^{contract.RUN_ID}$")
+    """Id of a run that ended without success: the next run continues it from its newest checkpoint, with its settings,
+    data and image, and with this deploy's limits and instance types."""
     instance_type: str = "g5.xlarge"
     instance_types: tuple[str, ...] = ()
     """More acceptable types, with at least as many GPUs; spot takes whichever is cheapest and least likely to go."""

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
+from training_image import contract
+
 PREFIX = "LLM_"
 
 
@@ -32,6 +34,9 @@ class ModelSettings(_Section):
     """Hub id, or ``s3://bucket/prefix/`` holding config, tokenizer and safetensors."""
     revision: str | None = None
     """Hub revision (branch, tag or commit)."""
+    adapter: str | None = Field(None, pattern=rf"^({contract.RUN_ID}|s3://[^/]+/.+)$")
+    """Adapter to train on from, instead of a fresh one: the id of the run that made it, or ``s3://bucket/prefix/`` in
+    one of the lab's buckets. The optimizer starts afresh; base model, ``lora.r``, ``lora.lora_alpha`` must be its."""
     torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """``auto``: bfloat16 where the GPU has it, float16 on older GPUs, float32 on CPU."""
 

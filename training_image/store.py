@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,22 @@ class StoredObject:
 
     key: str
     size: int
+    modified: datetime
+
+    def is_at(self, path: Path) -> bool:
+        """Whether ``path`` looks like this object: of its size, and not older than it (S3 counts in whole seconds)."""
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return False
+        return found.st_size == self.size and found.st_mtime >= int(self.modified.timestamp())
+
+
+def remove_others(folder: Path, kept: Collection[Path]) -> None:
+    """Delete every file below ``folder`` that is not in ``kept``: what S3 no longer has must not be trained on."""
+    for path in folder.rglob("*"):
+        if path not in kept and not path.is_dir():
+            path.unlink()
 
 
 def s3_client() -> Any:
@@ -96,10 +114,42 @@ class Store:
                     raise
         raise RuntimeError(f"s3://{self.bucket}/{key} is being written by others all the time.")
 
+    def update_json(self, key: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Change an object that others may change at the same time; what does not exist yet is ``{}``.
+
+        ``change`` may be called again, when somebody else came first or an answer was lost.
+        """
+        for _ in range(_CREATE_TRIES):
+            condition = {"IfNoneMatch": "*"}
+            value: dict[str, Any] = {}
+            try:
+                found = self._client.get_object(Bucket=self.bucket, Key=key)
+                condition, value = {"IfMatch": found["ETag"]}, json.loads(found["Body"].read())
+            except ClientError as error:
+                if not self._is_absent(key, error):
+                    raise
+            body = json.dumps(change(value), indent=1).encode()
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=key, Body=body, **condition)
+                return
+            except ClientError as error:
+                if error_code(error) not in _EXISTS | _CONFLICT | _ABSENT:
+                    raise
+        raise RuntimeError(f"s3://{self.bucket}/{key} is being written by others all the time.")
+
+    def folders(self, prefix: str) -> list[str]:
+        """What lies directly under ``prefix``, each with its closing slash."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/")
+        return [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]
+
     def list(self, prefix: str) -> list[StoredObject]:
         """All objects under ``prefix``, in key order."""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-        return [StoredObject(item["Key"], item["Size"]) for page in pages for item in page.get("Contents", [])]
+        return [
+            StoredObject(item["Key"], item["Size"], item["LastModified"])
+            for page in pages
+            for item in page.get("Contents", [])
+        ]
 
     def upload(self, files: Mapping[str, Path]) -> None:
         """Upload ``{key: path}`` in parallel, each checked by S3 against its SHA-256."""
@@ -128,6 +178,17 @@ class Store:
                     if self._is_absent(key, error):
                         raise MissingObject(f"s3://{self.bucket}/{key} does not exist") from error
                     raise
+
+    def sync(self, files: Mapping[StoredObject, Path]) -> None:
+        """Download what is not there yet, as ``aws s3 sync`` would leave it: with the object's own time.
+
+        Raises:
+            MissingObject: one of them does not exist any more.
+        """
+        lacking = {item: path for item, path in files.items() if not item.is_at(path)}
+        self.download({item.key: path for item, path in lacking.items()})
+        for item, path in lacking.items():
+            os.utime(path, times=(item.modified.timestamp(),) * 2)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; those that are gone already do not matter.

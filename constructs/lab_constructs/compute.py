@@ -8,12 +8,11 @@ import jsii
 from aws_cdk import aws_autoscaling as autoscaling
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecr as ecr
-from aws_cdk import aws_iam as iam
 from constructs import Construct
 
 from lab_constructs.acknowledge import acknowledge
+from lab_constructs.box_role import box_role
 from lab_constructs.network import PINNED, Network
-from lab_constructs.permissions import allow
 from training_image import contract
 
 USER_DATA = Path(__file__).with_name("user_data.sh")
@@ -62,17 +61,15 @@ class Compute(Construct):
     ) -> None:
         super().__init__(scope, construct_id)
         self._suffix = stack_suffix
-        self.role = iam.Role(
+        self.role = box_role(
             self,
-            "Role",
-            assumed_by=iam.ServicePrincipal("ec2.amazonaws.com"),
-            description="Training box: reads data, writes its own stack's runs, pulls the image, ends itself",
+            stack_suffix=stack_suffix,
+            run_prefix=run_prefix,
+            training_bucket=training_bucket,
+            outputs_bucket=outputs_bucket,
+            repository=repository,
+            secret_arns=secret_arns,
         )
-        self._allow_data_and_results(training_bucket, outputs_bucket, run_prefix)
-        self._allow_ending_itself()
-        self._allow_session_manager()
-        allow(self.role, "ReadsTokens", ["secretsmanager:GetSecretValue"], secret_arns)
-        self._allow_pulling(repository)
         tags = {"Name": scope.node.path, contract.LAB_TAG: lab, contract.STACK_TAG: stack_suffix}
         template = self._launch_template(
             network.security_group, outputs_bucket, volume_size, volume_throughput, ami_id, tags
@@ -198,74 +195,6 @@ class Compute(Construct):
             ],
         )
         return template
-
-    def _allow_data_and_results(self, training_bucket: str, outputs_bucket: str, run_prefix: str) -> None:
-        stack = cdk.Stack.of(self)
-
-        def arn(bucket: str, path: str = "") -> str:
-            return stack.format_arn(service="s3", region="", account="", resource=bucket, resource_name=path or None)
-
-        own = [f"runs/{run_prefix}-*", f"checkpoints/{run_prefix}-*"]
-        every_object = "Every object of the training bucket is training data of this lab; the role only reads it."
-        own_keys = "Run ids end in a number that is not known yet; their prefix is this stack's own."
-        allow(self.role, "ReadsData", ["s3:GetObject"], [arn(training_bucket, "*")], wildcard=every_object)
-        allow(self.role, "ListsData", ["s3:ListBucket"], [arn(training_bucket)])
-        readable = [arn(outputs_bucket, path) for path in (contract.pointer_key(self._suffix), *own)]
-        allow(self.role, "ReadsOwnRuns", ["s3:GetObject"], readable, wildcard=own_keys)
-        written = [arn(outputs_bucket, path) for path in own]
-        allow(self.role, "WritesOwnRuns", ["s3:PutObject"], written, wildcard=own_keys)
-        allow(self.role, "PrunesOwnCheckpoints", ["s3:DeleteObject"], written[1:], wildcard=own_keys)
-        # A missing key answers 403 to this role; the list tells it from a refusal.
-        allow(self.role, "ListsOwnRuns", ["s3:ListBucket"], [arn(outputs_bucket)], {"StringLike": {"s3:prefix": own}})
-
-    def _allow_ending_itself(self) -> None:
-        group = cdk.Stack.of(self).format_arn(
-            service="autoscaling",
-            resource="autoScalingGroup:*:autoScalingGroupName",
-            resource_name="*",
-        )
-        # By tag, not by name: the group refers to the role, so a reference back would be a cycle.
-        allow(
-            self.role,
-            "EndsItself",
-            [
-                "autoscaling:TerminateInstanceInAutoScalingGroup",
-                "autoscaling:UpdateAutoScalingGroup",
-                "autoscaling:CompleteLifecycleAction",
-            ],
-            [group],
-            {"StringEquals": {f"aws:ResourceTag/{contract.STACK_TAG}": self._suffix}},
-            wildcard="The tag of this very stack bounds it; the name would be a cycle.",
-        )
-
-    def _allow_session_manager(self) -> None:
-        """The part of AmazonSSMManagedInstanceCore that a session needs; these actions know no resource."""
-        allow(
-            self.role,
-            "SessionManager",
-            [
-                "ssm:UpdateInstanceInformation",
-                "ssmmessages:CreateControlChannel",
-                "ssmmessages:CreateDataChannel",
-                "ssmmessages:OpenControlChannel",
-                "ssmmessages:OpenDataChannel",
-            ],
-            ["*"],
-            wildcard="AWS offers no resource for them; they let the machine be reached, and reach nothing themselves.",
-        )
-        policy = self.role.node.find_child("DefaultPolicy")
-        acknowledge(policy, "The writes without a resource are Session Manager's, which have none.", "CKV_AWS_111")
-
-    def _allow_pulling(self, repository: ecr.IRepository) -> None:
-        allow(
-            self.role,
-            "LogsInToRegistry",
-            ["ecr:GetAuthorizationToken"],
-            ["*"],
-            wildcard="AWS offers no resource for the token; what it is good for is decided by the next statement.",
-        )
-        pull = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
-        allow(self.role, "PullsImage", pull, [repository.repository_arn])
 
 
 @jsii.implements(ec2.IMachineImage)

@@ -16,7 +16,7 @@ from lab_constructs.acknowledge import acknowledge
 from lab_constructs.permissions import allow
 
 ROOT = Path(__file__).parents[2]
-SHARED = ("__init__.py", "contract.py", "notices.py", "store.py")
+SHARED = ("__init__.py", "contract.py", "lineage.py", "notices.py", "store.py")
 """Of ``training_image``: standard library and boto3 only."""
 
 

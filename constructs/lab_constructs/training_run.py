@@ -100,8 +100,15 @@ class TrainingRun(Construct):
             [f"{bucket}/{runs}", f"{bucket}/{pointer}"],
             wildcard="Run ids end in a number that is not known yet; their prefix is this stack's own.",
         )
+        allow(
+            role,
+            "ReadsEarlierRuns",
+            ["s3:GetObject"],
+            [f"{bucket}/runs/*/{name}" for name in ("run.json", "outcome.json", "adapter/adapter_config.json")],
+            wildcard="A run may continue any earlier one of this lab, also of a stack that is gone; it is only read.",
+        )
         # A missing key answers 403 to this role; the list tells it from a refusal.
-        allow(role, "ListsRuns", ["s3:ListBucket"], [bucket], {"StringLike": {"s3:prefix": [runs, pointer]}})
+        allow(role, "ListsRuns", ["s3:ListBucket"], [bucket], {"StringLike": {"s3:prefix": ["runs/*", pointer]}})
         allow(
             role,
             "Scales",

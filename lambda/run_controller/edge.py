@@ -10,10 +10,10 @@ from typing import Any
 
 import boto3
 from botocore.exceptions import ClientError
-from image_digest import hold, pinned, release
+from image_digest import hold, is_there, pinned, release
 from policy import Action, Current, Request, decide
 
-from training_image import contract, notices
+from training_image import contract, lineage, notices
 from training_image.store import Store, s3_client
 
 ANSWER_RESERVE_SECONDS = 60
@@ -87,13 +87,19 @@ class Controller:
         return Current(run["run_id"], run["request_id"], run["spec"], ended)
 
     def start(self, request_id: str) -> str:
-        """Mint the run and ask for its box; safe to repeat with the same request id."""
+        """Mint the run and ask for its box; safe to repeat with the same request id.
+
+        Raises:
+            Refused: what it should begin with is not there or does not fit.
+        """
+        inherited = self._inherited()
+        self._check_adapter({**self.spec, **inherited}["settings"])
         if self.spec["use_spot"]:
             _ensure_spot_role()
         pointer = self._store.read_json(self._pointer) or {"number": 0}
         number = pointer["number"] if pointer.get("request_id") == request_id else pointer["number"] + 1
         while True:
-            run = self._mint(request_id, number)
+            run = self._mint(request_id, number, inherited)
             if self._store.create_json(contract.RunKeys(run["run_id"]).run, run):
                 break
             run = self._store.read_json(contract.RunKeys(run["run_id"]).run) or {}
@@ -121,7 +127,7 @@ class Controller:
         deadline = self._deadline(datetime.fromisoformat(run["created_at"]))
         limits = {name: self.spec[name] for name in contract.LIVE_LIMITS}
         limits["deadline"] = deadline.isoformat(timespec="seconds")
-        self._store.put_json(keys.control, {**(self._store.read_json(keys.control) or {}), "limits": limits})
+        self._store.update_json(keys.control, lambda control: {**control, "limits": limits})
         self._arm(deadline)
 
     def _deadline(self, started: datetime) -> datetime:
@@ -138,7 +144,7 @@ class Controller:
         if current is not None and not current.ended:
             keys = contract.RunKeys(current.run_id)
             request = {"reason": contract.Reason.STOPPED, "detail": why, "at": contract.utc_now()}
-            self._store.put_json(keys.control, {**(self._store.read_json(keys.control) or {}), "stop": request})
+            self._store.update_json(keys.control, lambda control: {**control, "stop": request})
             self._wait(DRAIN_WAIT_SECONDS, lambda: self._store.read_json(keys.outcome) is not None or not self._boxes())
         self._scale(minimum=0, maximum=0, desired=0)
         if not self._wait(DRAIN_WAIT_SECONDS, lambda: not self._boxes()):
@@ -186,7 +192,45 @@ class Controller:
         except Exception as error:
             print(f"no e-mail about run {run_id}: {error!r}")
 
-    def _mint(self, request_id: str, number: int) -> dict[str, Any]:
+    def _inherited(self) -> dict[str, Any]:
+        """What the run takes over from the one that it continues; nothing if it continues none."""
+        wanted = self.spec.get("resume")
+        if wanted is None:
+            return {}
+        run_id, keys = wanted["run_id"], contract.RunKeys(wanted["run_id"])
+        run = self._store.read_json(keys.run)
+        outcome = self._store.read_json(keys.outcome)
+        if problem := lineage.cannot_continue(run_id, run, outcome, lineage.run_ids(self._store)):
+            raise Refused(problem)
+        if other := lineage.differing(wanted["said"], run["settings"]):
+            raise Refused(
+                f"Run {run_id} goes on with the settings that it began with, so these would not hold: "
+                f"{', '.join(other)}. Unset them, or start a run of its own with them."
+            )
+        if not is_there(run["image"]):
+            raise Refused(
+                f"The image that run {run_id} began with, {run['image']}, is no longer in the repository, and with "
+                "another one it would not go on exactly: start a run of its own, without resume."
+            )
+        # A run that trains on the CPU needs no GPU of the instance that this deploy asks for.
+        gpus = {} if run["gpus"] else {"gpus": 0}
+        return {"resume": run_id, **{name: run[name] for name in lineage.FROZEN}, **gpus}
+
+    def _check_adapter(self, settings: dict[str, Any]) -> None:
+        """Before anything costs money; an adapter at an address of its own is the box's to read."""
+        adapter = settings.get("model", {}).get("adapter")
+        if adapter is None or adapter.startswith("s3://"):
+            return
+        config = self._store.read_json(contract.RunKeys(adapter).adapter + "adapter_config.json")
+        if config is None:
+            raise Refused(
+                f"LLM_MODEL__ADAPTER={adapter}: there is no such run, or it has left no adapter. See what there is: "
+                f"aws s3 ls s3://{self._store.bucket}/runs/"
+            )
+        if problem := lineage.cannot_train_on(adapter, config, settings):
+            raise Refused(problem)
+
+    def _mint(self, request_id: str, number: int, inherited: dict[str, Any]) -> dict[str, Any]:
         spec = self.spec
         started = datetime.now(UTC)
         run_id = contract.run_id(spec["run_name"], spec["stack_suffix"], number)
@@ -197,9 +241,11 @@ class Controller:
             "created_at": started.isoformat(timespec="seconds"),
             "deadline": self._deadline(started).isoformat(timespec="seconds"),
             **{name: spec[name] for name in _COPIED},
-            "image": pinned(spec["image"]),
+            "resume": None,
             "settings_sha256": contract.settings_digest(spec["settings"]),
+            "image": inherited.get("image") or pinned(spec["image"]),
             "spec": spec,
+            **inherited,
         }
 
     def _arm(self, deadline: datetime) -> None:

@@ -17,11 +17,13 @@ import edge
 from image_digest import hold, pinned
 
 from lab.local_cloud.cloud import ACCOUNT, REGION, LocalCloud
-from training_image import contract
+from training_image import checkpoints, contract, lineage
 from training_image.secrets import read_secret
 from training_image.store import Store
 
 NEXT_YEAR = datetime.now(UTC) + timedelta(days=365)
+OTHER = contract.RunKeys("run-other-1")
+"""A run of another stack."""
 NEVER = "sha256:" + "0" * 64
 SLEEP_USER_DATA = "IyEvYmluL3NoCmV4ZWMgc2xlZXAgNjAwMAo="  # a shell script that sleeps
 
@@ -79,7 +81,9 @@ class World:
             contract.pointer_key(self.suffix),
             self.keys.run,
             f"{self.keys.checkpoints}x",
-            "runs/run-other-1/x",
+            f"{OTHER.prefix}x",
+            OTHER.run,
+            OTHER.outcome,
         ):
             s3.put_object(Bucket=self.data["OutputsBucket"], Key=key, Body=json.dumps(ended).encode())
         ecr = self.cloud.client("ecr")
@@ -243,10 +247,11 @@ USES: dict[str, dict[str, dict[str, Use]]] = {
     "box": {
         "ReadsData": {"s3:GetObject": lambda w: w.inputs.read("data/train.jsonl")},
         "ListsData": {"s3:ListBucket": lambda w: w.inputs.list("data/")},
-        "ReadsOwnRuns": {"s3:GetObject": lambda w: w.outputs.read_json(w.keys.run)},
+        "ReadsOwnRuns": {"s3:GetObject": lambda w: w.outputs.read_json(contract.pointer_key(w.suffix))},
+        "ReadsEarlierRuns": {"s3:GetObject": lambda w: list(lineage.ancestors(w.outputs, OTHER.run_id))},
         "WritesOwnRuns": {"s3:PutObject": lambda w: w.outputs.put_json(w.keys.heartbeat, {})},
         "PrunesOwnCheckpoints": {"s3:DeleteObject": lambda w: w.outputs.delete([f"{w.keys.checkpoints}x"])},
-        "ListsOwnRuns": {"s3:ListBucket": lambda w: w.outputs.list(w.keys.prefix)},
+        "ListsRuns": {"s3:ListBucket": lambda w: checkpoints.published(w.outputs, w.keys)},
         "EndsItself": {
             "autoscaling:TerminateInstanceInAutoScalingGroup": terminate_in_group,
             "autoscaling:UpdateAutoScalingGroup": resize,
@@ -265,7 +270,8 @@ USES: dict[str, dict[str, dict[str, Use]]] = {
             "s3:PutObject": lambda w: w.controller()._store.put_json(w.keys.control, {}),
         },
         # On AWS a key that is absent answers 403 to this role, and the list decides; here it answers 404 at once.
-        "ListsRuns": {"s3:ListBucket": lambda w: w.controller()._store.list(w.keys.prefix)},
+        "ListsRuns": {"s3:ListBucket": lambda w: lineage.run_ids(w.controller()._store)},
+        "ReadsEarlierRuns": {"s3:GetObject": lambda w: w.controller()._store.read(OTHER.outcome)},
         "Scales": {
             "autoscaling:UpdateAutoScalingGroup": lambda w: w.controller()._scale(minimum=0, maximum=0, desired=0),
             "autoscaling:PutScheduledUpdateGroupAction": lambda w: w.controller()._arm(NEXT_YEAR),

@@ -14,6 +14,7 @@ from training_image import contract
 SPEC = {
     "lab": "default",
     "stack_name": "TrainingStack",
+    "deploy_command": "cdk deploy TrainingStack",
     "destroy_command": "cdk destroy TrainingStack",
     "stack_suffix": "1a2b3c4d",
     "run_name": "run",
@@ -21,6 +22,7 @@ SPEC = {
     "group": "group-1",
     "create_instance": True,
     "new_run": None,
+    "resume": None,
     "use_spot": True,
     "instance_types": ["g5.xlarge"],
     "gpus": 1,
@@ -51,17 +53,23 @@ class FakeS3:
     def get_object(self, Bucket, Key):
         if Key not in self.objects:
             raise refused("AccessDenied")  # what S3 answers where listing is limited by prefix
-        return {"Body": io.BytesIO(self.objects[Key])}
+        return {"Body": io.BytesIO(self.objects[Key]), "ETag": str(hash(self.objects[Key]))}
 
     def get_paginator(self, operation):
         assert operation == "list_objects_v2"
         return self
 
-    def paginate(self, Bucket, Prefix):
-        return [{"Contents": [{"Key": key, "Size": 1} for key in self.objects if key.startswith(Prefix)]}]
+    def paginate(self, Bucket, Prefix, Delimiter=None):
+        found = [key for key in self.objects if key.startswith(Prefix)]
+        if Delimiter:
+            folders = {Prefix + key.removeprefix(Prefix).split(Delimiter)[0] + Delimiter for key in found}
+            return [{"CommonPrefixes": [{"Prefix": folder} for folder in sorted(folders)]}]
+        return [{"Contents": [{"Key": key, "Size": 1, "LastModified": datetime.now(UTC)} for key in found]}]
 
-    def put_object(self, Bucket, Key, Body, IfNoneMatch=None):
+    def put_object(self, Bucket, Key, Body, IfNoneMatch=None, IfMatch=None):
         if IfNoneMatch and Key in self.objects:
+            raise refused("PreconditionFailed")
+        if IfMatch and IfMatch != str(hash(self.objects[Key])):
             raise refused("PreconditionFailed")
         self.objects[Key] = Body
 
@@ -121,7 +129,8 @@ class Fakes:
 
     def describe_images(self, repositoryName, imageIds):
         assert repositoryName in ("lab/images", contract.repository_name("default"))
-        if imageIds[0]["imageTag"] not in self.tags:
+        (wanted,) = imageIds
+        if wanted.get("imageDigest", "sha256:abc") != "sha256:abc" or wanted.get("imageTag", "v1") not in self.tags:
             raise refused("ImageNotFoundException")
         return {"imageDetails": [{"imageDigest": "sha256:abc", "imageTags": list(self.tags)}]}
 
@@ -334,6 +343,113 @@ def test_a_repository_of_others_is_left_alone(aws):
     serve()
     assert aws.tags == ["v1"]
     assert "Its image" not in aws.bodies[0]
+
+
+# --- runs that begin with what another has left ----------------------------------------------------------------------
+FIRST = "run-1a2b3c4d-1"
+KEYS = contract.RunKeys(FIRST)
+
+
+def resume(run_id=FIRST, said=None, **changes):
+    return {**SPEC, "resume": {"run_id": run_id, "said": said or {}}, **changes}
+
+
+@pytest.fixture
+def expired(aws):
+    """A first run that has expired."""
+    serve()
+    aws.s3.objects[KEYS.outcome] = b'{"reason": "expired"}'
+    return aws
+
+
+@pytest.mark.parametrize("reason", [reason for reason in contract.Reason if reason is not contract.Reason.SUCCEEDED])
+def test_a_resumed_run_has_the_old_ones_settings_and_this_deploys_limits(expired, reason):
+    expired.s3.objects[KEYS.outcome] = outcome = json.dumps({"reason": reason}).encode()
+    frozen = expired.s3.json(KEYS.run)
+    changed = {"settings": {"training": {"seed": 2}}, "data_uri": "s3://in/other/", "training_command": ["x"]}
+    wanted = resume(**changed, image=SPEC["image"].replace("v1", "v2"), max_runtime_hours=7, max_attempts=9, gpus=4)
+    run_id = serve("Update", wanted, "request-2", old=SPEC)
+    assert run_id == "run-1a2b3c4d-2"
+    run = expired.s3.json(contract.RunKeys(run_id).run)
+    assert run["resume"] == FIRST
+    for name in ("settings", "settings_sha256", "data_uri", "image", "training_command"):
+        assert run[name] == frozen[name], name
+    assert (run["max_attempts"], run["gpus"]) == (9, 4)
+    assert datetime.fromisoformat(run["deadline"]) - datetime.fromisoformat(run["created_at"]) == timedelta(hours=7)
+    assert expired.s3.objects[KEYS.outcome] == outcome
+
+
+def test_a_run_on_the_cpu_is_resumed_on_the_cpu(expired):
+    expired.s3.objects[KEYS.run] = json.dumps({**expired.s3.json(KEYS.run), "gpus": 0}).encode()
+    assert expired.s3.json(contract.RunKeys(serve("Update", resume(), "request-2", old=SPEC)).run)["gpus"] == 0
+
+
+def test_a_second_delivery_of_a_resume_is_the_same_run(expired):
+    assert serve("Update", resume(), "request-2", old=SPEC) == serve("Update", resume(), "request-2", old=SPEC)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        (resume("run-1a2b3c4d-7"), f"There is no run run-1a2b3c4d-7 in this lab. There are: {FIRST}."),
+        (resume(said={"training": {"seed": 5}}), r"LLM_TRAINING__SEED=5 \(the run has 1\)"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused_and_nothing_starts(expired, wanted, sentence):
+    before = dict(expired.s3.objects)
+    with pytest.raises(edge.Refused, match=sentence):
+        serve("Update", wanted, "request-2", old=SPEC)
+    assert expired.s3.objects == before
+
+
+def test_a_run_that_succeeded_or_goes_on_elsewhere_is_not_resumed(expired):
+    expired.s3.objects[KEYS.outcome] = b'{"reason": "succeeded"}'
+    with pytest.raises(edge.Refused, match=f"LLM_MODEL__ADAPTER={FIRST}"):
+        serve("Update", resume(), "request-2", old=SPEC)
+    other = contract.RunKeys("run-ffffffff-1")
+    expired.s3.objects[other.run] = expired.s3.objects[KEYS.run]
+    with pytest.raises(edge.Refused, match=r"run-ffffffff-1 has not ended.*lab stop"):
+        serve("Update", resume("run-ffffffff-1"), "request-2", old=SPEC)
+
+
+def test_a_run_whose_image_is_gone_is_not_resumed(expired):
+    gone = {**expired.s3.json(KEYS.run), "image": "1.dkr.ecr.us-west-2.amazonaws.com/lab/images@sha256:gone"}
+    expired.s3.objects[KEYS.run] = json.dumps(gone).encode()
+    with pytest.raises(edge.Refused, match="is no longer in the repository"):
+        serve("Update", resume(), "request-2", old=SPEC)
+
+
+def adapter_settings(adapter, **lora):
+    model = {"base_model": "org/model", "adapter": adapter}
+    return {**SPEC, "settings": {"model": model, "lora": {"r": 8, "lora_alpha": 16, **lora}}}
+
+
+ADAPTER_CONFIG = {"base_model_name_or_path": "org/model", "r": 8, "lora_alpha": 16, "peft_type": "LORA"}
+
+
+def test_an_adapter_is_looked_at_before_anything_costs_money(aws):
+    aws.s3.objects[KEYS.adapter + "adapter_config.json"] = json.dumps(ADAPTER_CONFIG).encode()
+    with pytest.raises(edge.Refused, match="there is no such run, or it has left no adapter"):
+        serve(spec=adapter_settings("run-1a2b3c4d-9"))
+    with pytest.raises(edge.Refused, match="set LLM_LORA__R=8"):
+        serve(spec=adapter_settings(FIRST, r=16))
+    assert aws.autoscaling.group["DesiredCapacity"] == 0
+    serve(spec=adapter_settings(FIRST))
+    assert aws.autoscaling.group["DesiredCapacity"] == 1
+
+
+def test_limits_and_a_stop_written_at_the_same_time_both_hold(aws, monkeypatch):
+    run_id = serve()
+    keys, put = contract.RunKeys(run_id), aws.s3.put_object
+
+    def overtaken(Bucket, Key, Body, **conditions):
+        monkeypatch.setattr(aws.s3, "put_object", put)
+        put(Bucket, Key, json.dumps({"stop": {"reason": "stopped"}}).encode())  # `lab stop` comes first
+        put(Bucket, Key, Body, **conditions)
+
+    monkeypatch.setattr(aws.s3, "put_object", overtaken)
+    serve("Update", {**SPEC, "max_runtime_hours": 5}, "request-2", old=SPEC)
+    assert set(aws.s3.json(keys.control)) == {"limits", "stop"}
 
 
 class Context:

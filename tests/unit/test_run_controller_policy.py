@@ -7,6 +7,7 @@ from policy import Action, Current, Request, decide
 SPEC = {
     "create_instance": True,
     "new_run": None,
+    "resume": None,
     "destroy_command": "cdk destroy TrainingStack",
     "settings": {"lr": 1},
     "max_runtime_hours": 12,
@@ -16,6 +17,7 @@ OTHER = {**SPEC, "settings": {"lr": 2}}
 LONGER = {**SPEC, "max_runtime_hours": 24}
 AGAIN = {**SPEC, "new_run": "again"}
 OFF = {**SPEC, "create_instance": False}
+RESUME = {**SPEC, "resume": {"run_id": "run-1a2b3c4d-1", "said": {}}}
 
 
 def request(kind="Update", spec=SPEC, old=None, rolling_back=False, request_id="new"):
@@ -88,7 +90,19 @@ def test_new_run_starts_another_with_the_same_settings_once():
     assert decide(request(spec=SPEC, old=AGAIN), run(spec=AGAIN, ended=True)).action is Action.NOTHING, "left out again"
 
 
-specs = st.sampled_from([SPEC, OTHER, OFF, LONGER, AGAIN])
+def test_resume_starts_the_next_run_once_and_never_under_an_active_one():
+    assert decide(request("Create", spec=RESUME), None).action is Action.START
+    assert decide(request(spec=RESUME, old=SPEC), run(ended=True)).action is Action.START
+    assert decide(request(spec=RESUME, old=SPEC), run()).action is Action.REFUSE
+    assert decide(request(spec=RESUME, old=SPEC), run(spec=RESUME, ended=True)).action is Action.NOTHING
+    assert decide(request(spec=SPEC, old=RESUME), run(spec=RESUME, ended=True)).action is Action.NOTHING, (
+        "left out again"
+    )
+    longer = {**LONGER, "resume": RESUME["resume"]}
+    assert decide(request(spec=longer, old=RESUME), run(spec=RESUME)).action is Action.LIMIT
+
+
+specs = st.sampled_from([SPEC, OTHER, OFF, LONGER, AGAIN, RESUME])
 currents = st.none() | st.builds(run, spec=specs, ended=st.booleans(), request_id=st.sampled_from(["old", "new"]))
 
 

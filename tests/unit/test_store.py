@@ -1,6 +1,7 @@
 """What S3's answers are taken to mean."""
 
 import io
+from datetime import UTC, datetime
 
 import boto3
 import pytest
@@ -8,6 +9,8 @@ from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 
 from training_image.store import MissingObject, Store
+
+NOW = datetime.now(UTC)
 
 
 @pytest.fixture
@@ -25,13 +28,13 @@ def test_a_key_that_does_not_exist_is_absent(stub):
 
 def test_a_403_is_absent_only_if_a_listing_lacks_the_key(stub):
     stub.add_client_error("get_object", "AccessDenied", http_status_code=403)
-    stub.add_response("list_objects_v2", {"Contents": [{"Key": "k2", "Size": 1}]})
+    stub.add_response("list_objects_v2", {"Contents": [{"Key": "k2", "Size": 1, "LastModified": NOW}]})
     assert Store(stub.client, "b").read("k") is None
 
 
 def test_a_403_on_an_existing_key_raises(stub):
     stub.add_client_error("get_object", "AccessDenied", http_status_code=403)
-    stub.add_response("list_objects_v2", {"Contents": [{"Key": "k", "Size": 1}]})
+    stub.add_response("list_objects_v2", {"Contents": [{"Key": "k", "Size": 1, "LastModified": NOW}]})
     with pytest.raises(ClientError, match="AccessDenied"):
         Store(stub.client, "b").read("k")
 
