@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import queue
 import sys
 import threading
 import time
-import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -31,7 +31,7 @@ from training_image.contract import (
     in_force,
     utc_now,
 )
-from training_image.decisions import CRASHED, Cause, Stop, verdict
+from training_image.decisions import CRASHED, Cause, Stop, may_end_at_once, verdict
 from training_image.ending import Gone
 from training_image.imds import Imds
 from training_image.preparation import BadInput, RunFile, prepare
@@ -42,10 +42,13 @@ from training_image.trainer_process import Tee, TrainerProcess
 
 log = logging.getLogger(__name__)
 
-TRAINER = [sys.executable, "-m", "training_image.train", "--work-dir"]
+# The base model is in Hugging Face's cache before the trainer starts, which needs neither the Hub nor its token.
+TRAINER = ["env", "HF_HUB_OFFLINE=1", sys.executable, "-m", "training_image.train", "--work-dir"]
 UPLOAD_RESERVE_SECONDS = 40
 """Part of DRAIN_SECONDS that is kept for uploads: the trainer is killed when the rest is over."""
 LAST_LINES = 5
+_LOOK_SECONDS = 0.5
+"""Between looks at a trainer that has been told to stop."""
 
 
 @dataclass(frozen=True)
@@ -89,23 +92,14 @@ class Attempt:
         control = self._control()
         if stop := watch.control_stop(control) or watch.deadline_stop(self._deadline, datetime.now(UTC)):
             return self._end(stop.reason or Reason.STOPPED, f"{stop.detail}, before this box began")
-        if not self._claim():
+        self._instance_id = self._imds.get("instance-id")
+        self._number, ours = watch.claim(self._store, self._keys, self._instance_id, self._run.max_attempts)
+        if not ours:
             return self._end(Reason.FAILED, f"All {self._run.max_attempts} attempts of the run were used up")
         log.info("Attempt %d of %d", self._number, self._run.max_attempts)
         return self._attend()
 
     # --- before ---------------------------------------------------------------------------------------------------
-    def _claim(self) -> bool:
-        """Take the lowest attempt number that is free, whoever else is trying; False if all are taken."""
-        self._instance_id = self._imds.get("instance-id")
-        claim = {"instance_id": self._instance_id, "at": utc_now(), "token": uuid.uuid4().hex}
-        while self._number < self._run.max_attempts:
-            if self._store.create_json(self._keys.attempt(self._number + 1) + "claim.json", claim):
-                self._number += 1
-                return True
-            self._number += 1
-        return False
-
     def _prepare(self) -> None:
         try:
             self._events.put(Prepared(prepare(self._store, self._keys, self._run, self._work)))
@@ -173,12 +167,17 @@ class Attempt:
     def _wait_until_gone(self) -> tuple[Gone, Stop | None]:
         trainer: TrainerProcess | None = None
         stop: Stop | None = None
-        give_up: float | None = None
+        give_up = math.inf  # monotonic
         while True:
             try:
-                event = self._events.get(timeout=None if give_up is None else max(0.0, give_up - time.monotonic()))
+                event = self._events.get(timeout=None if stop is None else _LOOK_SECONDS)
             except queue.Empty:
-                log.warning("The trainer did not stop in time and is killed: the last published checkpoint stands")
+                if may_end_at_once(read_status(self._work).get("phase")):
+                    log.info("The trainer has nothing unsaved and is ended at once")
+                elif time.monotonic() < give_up:
+                    continue
+                else:
+                    log.warning("The trainer did not stop in time and is killed: the last published checkpoint stands")
                 event = Gone(None)
             if isinstance(event, Prepared):
                 trainer = self._start(event.resume)
@@ -187,7 +186,7 @@ class Attempt:
                 log.info("Stopping: %s", event.detail)
                 if stop is None or event.reason or event.cause is Cause.FENCED:  # an end outranks a leave
                     stop = event
-                if give_up is None:
+                if self._drained_by is None:
                     self._drained_by = time.monotonic() + DRAIN_SECONDS
                     give_up = self._drained_by - UPLOAD_RESERVE_SECONDS
                 self._work.stop.touch()

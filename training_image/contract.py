@@ -207,7 +207,7 @@ class WorkDir:
 
     @property
     def boot(self) -> Path:
-        """What the host did before the container, one JSON object a line: ``{"phase", "from", "to"}``, epoch seconds."""
+        """What the host did before the container, a JSON object a line: ``{"phase", "from", "to"}``, epoch seconds."""
         return self.root / "boot.jsonl"
 
     @property
@@ -252,7 +252,7 @@ class WorkDir:
     @property
     def status(self) -> Path:
         """Written atomically by the trainer: ``{"phase", "step", "total_steps", "loss", "tokens_per_second",
-        "eta_seconds", "at"}``."""
+        "eta_seconds", "at"}``. Phases: loading, evaluating_before, training, evaluating_after, saving."""
         return self.root / "status.json"
 
     @property

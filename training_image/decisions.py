@@ -39,6 +39,16 @@ class Verdict:
     exit_code: int
 
 
+def may_end_at_once(phase: str | None) -> bool:
+    """Whether a trainer in this phase can be killed when a stop is asked for, so that none of the notice is wasted.
+
+    Before the first step there is nothing to save, and after the last one its checkpoint is complete. Within training
+    the end of the step is waited for, and the result while it is being saved. So is a trainer that names no phase yet,
+    or none of ours.
+    """
+    return phase in ("loading", "evaluating_before", "evaluating_after")
+
+
 def verdict(
     *, trainer_exit: int | None, succeeded: bool, stop: Stop | None, attempt: int, max_attempts: int
 ) -> Verdict:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from training_image.hub import MAIN, access_advice
 from training_image.masking import IGNORED
 from training_image.secrets import read_secret
 from training_image.settings import ModelSettings, RunSettings
@@ -60,19 +63,31 @@ def source(settings: ModelSettings, downloaded: Path) -> str:
     return str(downloaded)
 
 
-def load_base(base: str | Path, settings: RunSettings, *, token_secret: str | None = None) -> tuple[Any, Any]:
+def commit(settings: ModelSettings, record: Path) -> str | None:
+    """The base model's commit in Hugging Face's cache, if the supervisor put it there (``WorkDir.base_model``)."""
+    if not record.is_file():
+        return None
+    known = json.loads(record.read_text())
+    same = known["base_model"] == settings.base_model and known["revision"] == (settings.revision or MAIN)
+    return str(known["sha"]) if same else None  # a rerun by hand may want another model
+
+
+def load_base(
+    base: str | Path, settings: RunSettings, *, sha: str | None = None, token_secret: str | None = None
+) -> tuple[Any, Any]:
     """(model on its device, tokenizer). A tokenizer without a padding token pads with its end token.
 
     Args:
-        token_secret: ARN of the secret with the Hub's token; read only for a model from the Hub.
+        sha: commit of a model that is in Hugging Face's cache.
+        token_secret: ARN of the secret with the Hub's token; read only for a model from the Hub that is not there.
 
     Raises:
         ModelError: if there is no such model, it may not be read, or it has no chat template.
     """
     device = device_for(use_cpu=settings.training.use_cpu)
     dtype = dtype_for(settings.model.torch_dtype, device)
-    name, revision = settings.model.base_model, settings.model.revision
-    secret = None if name.startswith("s3://") else token_secret
+    name, revision = settings.model.base_model, sha or settings.model.revision
+    secret = None if sha or name.startswith("s3://") else token_secret
     token = read_secret(secret) if secret else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(base, revision=revision, token=token)
@@ -83,7 +98,7 @@ def load_base(base: str | Path, settings: RunSettings, *, token_secret: str | No
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"Base model {name} could not be loaded: {reason} Check LLM_MODEL__BASE_MODEL and that you may read it."
-            + _access_advice(secret, token)
+            + access_advice(secret, token)
         ) from error
     if tokenizer.chat_template is None:
         raise ModelError(
@@ -94,22 +109,11 @@ def load_base(base: str | Path, settings: RunSettings, *, token_secret: str | No
     return model.to(device), tokenizer
 
 
-def _access_advice(secret: str | None, token: str | None) -> str:
-    if secret is None:
-        return ""
-    if token is None:
-        return (
-            " A gated or private model needs your Hugging Face token: aws secretsmanager put-secret-value "
-            f"--secret-id {secret} --secret-string file://token.txt"
-        )
-    return " For a gated model, accept its terms on its page with the account that the lab's Hugging Face token is of."
-
-
-def add_lora(model: Any, settings: RunSettings) -> Any:
-    """``model`` frozen, with a fresh adapter; ``training.seed`` decides its initial weights.
+def add_lora(model: Any, settings: RunSettings, initial: Path | None = None) -> Any:
+    """``model`` frozen, with an adapter: a fresh one, whose weights ``training.seed`` decides, or that of ``initial``.
 
     Raises:
-        ModelError: if ``lora.target_modules`` names no module of this model.
+        ModelError: if ``lora.target_modules`` names no module of this model, or others than ``initial`` adapts.
     """
     lora = settings.lora
     torch.manual_seed(settings.training.seed)
@@ -121,9 +125,27 @@ def add_lora(model: Any, settings: RunSettings) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config)
+        model = get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"LLM_LORA__TARGET_MODULES={lora.target_modules!r} does not fit the model: {error}") from error
+    if initial is not None:
+        _load_weights(model, initial, settings)
+    return model
+
+
+def _load_weights(model: Any, adapter: Path, settings: RunSettings) -> None:
+    """Every weight of ``adapter`` has its place in the model's adapter and every place its weight, or it is refused."""
+    weights = load_file(adapter / "adapter_model.safetensors")
+    # As in save_adapter: left to "auto", PEFT would ask the Hub about the embeddings.
+    places = get_peft_model_state_dict(model, save_embedding_layers=False)
+    expected = {name: tensor.shape for name, tensor in places.items()}
+    if {name: tensor.shape for name, tensor in weights.items()} != expected:
+        modules = json.loads((adapter / "adapter_config.json").read_text()).get("target_modules")
+        raise ModelError(
+            f"LLM_MODEL__ADAPTER={settings.model.adapter} adapts other modules than LLM_LORA__TARGET_MODULES="
+            f"{settings.lora.target_modules!r} does: set it to {json.dumps(modules)}."
+        )
+    set_peft_model_state_dict(model, weights)
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path, base_model: str) -> None:

@@ -15,7 +15,7 @@ tags: [lora, sft]
 
 # {run_name}
 
-A LoRA adapter for `{base_model}`, trained by LLM Tuning Lab in run `{run_id}`.
+A LoRA adapter for `{base_model}`{at_commit}, trained by LLM Tuning Lab in run `{run_id}`.
 
 ## Results on held-out examples
 
@@ -50,12 +50,17 @@ def model_card(
     run: dict[str, Any],
     settings: dict[str, Any],
     *,
+    sha: str | None,
     train_examples: int,
     steps: int,
     before: dict[str, Any],
     after: dict[str, Any],
 ) -> str:
-    """The text of the card, from ``run.json``, the settings in force, and the two evaluations."""
+    """The text of the card, from ``run.json``, the settings in force, and the two evaluations.
+
+    Args:
+        sha: the base model's commit; None: it is not from the Hub.
+    """
     base_model = settings["model"]["base_model"]
     on_hub = not base_model.startswith("s3://")
     return _CARD.format(
@@ -63,6 +68,7 @@ def model_card(
         hub_id=json.dumps(base_model if on_hub else None),
         load_from=base_model if on_hub else "path/to/base-model",
         base_model=base_model,
+        at_commit=f" at commit `{sha}`" if sha else "",
         run_name=run["run_name"],
         run_id=run["run_id"],
         before=before,

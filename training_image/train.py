@@ -33,7 +33,7 @@ from training_image.contract import TrainerExit, WorkDir
 from training_image.data import Conversation, DataError, load
 from training_image.evaluation import StopRequested, evaluate
 from training_image.masking import IGNORED, to_dataset
-from training_image.model import ModelError, add_lora, load_base, save_adapter, source, supervised_nll
+from training_image.model import ModelError, add_lora, commit, load_base, save_adapter, source, supervised_nll
 from training_image.model_card import model_card
 from training_image.settings import RunSettings, SettingsError
 
@@ -95,9 +95,10 @@ def train(work: WorkDir) -> None:
     _log.info("Data: %d training and %d held-out examples.", len(data.train), len(data.held_out))
     base = source(settings.model, work.model)
     # Runs of an earlier version name no secret.
-    model, tokenizer = load_base(base, settings, token_secret=run.get("secrets", {}).get("hugging_face"))
+    sha = commit(settings.model, work.base_model)
+    model, tokenizer = load_base(base, settings, sha=sha, token_secret=run.get("secrets", {}).get("hugging_face"))
     dataset = to_dataset(tokenizer, data.train, settings.training.max_length)
-    model = add_lora(model, settings)
+    model = add_lora(model, settings, work.initial_adapter if settings.model.adapter else None)
     before = _evaluate("before", work, progress, model, tokenizer, data.held_out, settings)
 
     _stop_if_asked(work)
@@ -115,11 +116,13 @@ def train(work: WorkDir) -> None:
     _stop_if_asked(work)
 
     after = _evaluate("after", work, progress, model, tokenizer, data.held_out, settings)
+    progress.update(phase="saving")
     save_adapter(model, tokenizer, work.adapter, settings.model.base_model)
     state = trainer.state
     card = model_card(
         run,
         settings.model_dump(mode="json"),
+        sha=sha,
         train_examples=len(data.train),
         steps=state.global_step,
         before=before,

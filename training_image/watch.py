@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import uuid
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from training_image.contract import DEADLINE_MARGIN_SECONDS, Reason, RunKeys
+from training_image.contract import DEADLINE_MARGIN_SECONDS, Reason, RunKeys, utc_now
 from training_image.decisions import Cause, Stop
 from training_image.store import Store
 
@@ -30,6 +31,16 @@ def control_stop(control: dict[str, Any]) -> Stop | None:
     reason = request.get("reason")
     known = Reason(reason) if reason in set(Reason) else Reason.STOPPED
     return Stop(Cause.CONTROL, request.get("detail") or "a stop was asked for", known)
+
+
+def claim(store: Store, keys: RunKeys, instance_id: str | None, max_attempts: int) -> tuple[int, bool]:
+    """Take the lowest attempt number that is free, whoever else is trying: (number, whether it is ours). If all are taken
+    the number is the last one's."""
+    for number in range(1, max_attempts + 1):
+        ours = {"instance_id": instance_id, "at": utc_now(), "token": uuid.uuid4().hex}
+        if store.create_json(keys.attempt(number) + "claim.json", ours):
+            return number, True
+    return max_attempts, False
 
 
 def newer_claim(store: Store, keys: RunKeys, attempt: int) -> Stop | None:

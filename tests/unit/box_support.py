@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +22,8 @@ from training_image.store import Store
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
 WAIT_SECONDS = 60
-SETTINGS = {"model": {"base_model": "some/model"}, "training": {"learning_rate": 1e-4}}
+MODELS = "box-models"
+SETTINGS = {"model": {"base_model": f"s3://{MODELS}/tiny/"}, "training": {"learning_rate": 1e-4}}
 REGION = "us-east-1"
 
 
@@ -88,6 +89,10 @@ class Lab:
             client.create_bucket(Bucket=store.bucket)
         self.data_uri = f"s3://{self.training.bucket}/data/"
         self.training.put("data/train.jsonl", b'{"prompt": "a", "completion": "b"}\n')
+        with suppress(client.exceptions.ClientError):
+            client.create_bucket(Bucket=MODELS)
+        Store(client, MODELS).put("tiny/config.json", b"{}")
+        self.environment: dict[str, str] = {}
 
     def start_run(self, *trainer: str, **changes: Any) -> None:
         """Write run.json; ``trainer`` are options of fake_trainer.py."""
@@ -123,6 +128,7 @@ class Lab:
             "AWS_DEFAULT_REGION": REGION,
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": self.imds.endpoint,
+            **self.environment,
         }
         with (self.folder / "console.log").open("ab") as console:
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=console, stderr=console)
