@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,31 @@ def metric_files(work: WorkDir) -> list[Path]:
     return [path for path in work.metrics.glob("*") if path.suffix in (".json", ".jsonl")]
 
 
-class Timeline:
-    """Which phase began when. Times are epoch seconds."""
+def host_phases(boot: Path, up_since: float) -> list[tuple[str, float, float]]:
+    """What user data did before the container (``WorkDir.boot``): phase, beginning, end; in order of their ends.
 
-    def __init__(self, booted_at: float) -> None:
+    Nothing if there is no such file, or if the machine was rebooted since, i.e. runs only since ``up_since``: then it
+    tells of the attempt before.
+    """
+    try:
+        lines = [json.loads(line) for line in boot.read_text().splitlines()]
+        phases = [(str(line["phase"]), float(line["from"]), float(line["to"])) for line in lines]
+    except (OSError, ValueError, KeyError, TypeError):  # a timeline is not worth a training
+        return []
+    phases.sort(key=lambda phase: phase[2])
+    return phases if phases and phases[-1][2] > up_since else []
+
+
+class Timeline:
+    """Which phase began when. Times are epoch seconds.
+
+    Args:
+        host: what was done before the container was started; some of it at the same time.
+    """
+
+    def __init__(self, booted_at: float, host: Sequence[tuple[str, float, float]] = ()) -> None:
         self._booted_at = booted_at
+        self._host = host
         self._entered: list[tuple[str, float]] = []
 
     def enter(self, phase: str, now: float) -> None:
@@ -45,10 +65,14 @@ class Timeline:
             self._entered.append((phase, now))
 
     def as_json(self, now: float) -> dict[str, Any]:
-        ends = [start for _, start in self._entered[1:]] + [now]
+        begun = [*self._entered]
+        if self._host:
+            begun.insert(0, ("container_start", self._host[-1][2]))
+        ends = [start for _, start in begun[1:]] + [now]
+        own = ((phase, start, end) for (phase, start), end in zip(begun, ends, strict=True))
         phases = [
             {"phase": phase, "started_at": round(start, 1), "seconds": round(end - start, 1)}
-            for (phase, start), end in zip(self._entered, ends, strict=True)
+            for phase, start, end in (*self._host, *own)
         ]
         return {"booted_at": self._booted_at, "phases": phases}
 
@@ -79,7 +103,8 @@ class Reporter:
         self._durable_step = durable_step
         self.resumed_from_step: int | None = None
         self._phase = "downloading"
-        self._timeline = Timeline(booted_at)
+        up_since = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._timeline = Timeline(booted_at, host_phases(work.boot, up_since))
         self._uploaded: dict[str, tuple[int, int]] = {}
         self._ended = threading.Event()
         self._abandoned = False
@@ -114,8 +139,7 @@ class Reporter:
     def _run(self) -> None:
         beats, next_beat = 0, time.monotonic()
         while not self._ended.is_set():
-            phase = self._current_phase()
-            self._timeline.enter(phase, time.time())
+            self._timeline.enter(self._timeline_phase(), time.time())
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + self._interval
                 self._safely(lambda: self._beat(State.RUNNING))
@@ -128,6 +152,12 @@ class Reporter:
         if self._phase == "loading":
             return str(read_status(self._work).get("phase") or self._phase)
         return self._phase
+
+    def _timeline_phase(self) -> str:
+        """The first step is a phase of its own: with it all that is loaded or compiled on demand has been."""
+        phase = self._current_phase()
+        step = read_status(self._work).get("step") or 0
+        return "first_step" if phase == "training" and step <= (self.resumed_from_step or 0) else phase
 
     def _safely(self, write: Callable[[], None]) -> None:
         try:

@@ -21,9 +21,9 @@ echo "setup of stack $STACK began at $(date -u +%FT%TZ)"
 imds() { # IMDSv2; the address can be moved by the AWS SDKs' own variable
   local base=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254} token
   token=$(curl -sf --retry 5 -X PUT "${base%/}/latest/api/token" -H 'X-aws-ec2-metadata-token-ttl-seconds: 300')
-  curl -sf --retry 5 -H "X-aws-ec2-metadata-token: $token" "${base%/}/latest/meta-data/$1"
+  curl -sf --retry 5 -H "X-aws-ec2-metadata-token: $token" "${base%/}/latest/$1"
 }
-INSTANCE_ID=$(imds instance-id)
+INSTANCE_ID=$(imds meta-data/instance-id)
 
 # --- how a box ends: one file, used here and by the units below ----------------------------------------------------
 cat >"$LIB/ending.sh" <<'ENDING'
@@ -110,6 +110,10 @@ values = {
     "GROUP": run["group"],
     "IMAGE": run["image"],
     "GPUS": str(run["gpus"]),
+    "DATA_URI": run["data_uri"],
+    "BASE_MODEL": run["settings"]["model"]["base_model"],
+    "REVISION": run["settings"]["model"]["revision"] or "main",
+    "TRAINING_BUCKET": run["training_bucket"],
     "AUTO_SHUTDOWN": str(run["auto_shutdown"]).lower(),
     "DEADLINE": deadline.strftime("%Y-%m-%d %H:%M:%S UTC"),
     "EXPIRED": str(deadline.timestamp() <= time.time()).lower(),
@@ -190,29 +194,93 @@ UNIT
 chmod +x "$LIB/arm" "$LIB/expire" "$LIB/finish"
 "$LIB/arm" "$DEADLINE"
 
-# --- the image --------------------------------------------------------------------------------------------------------
-registry=${IMAGE%%/*}
-for try in 1 2 3; do
-  if aws ecr get-login-password | docker login --username AWS --password-stdin "$registry" && docker pull "$IMAGE"; then
-    break
+# --- where it works: the type's instance store, faster than the root volume and free of charge ---------------------------
+WORK=$ROOT/opt/training
+NVME=$ROOT/opt/dlami/nvme
+store_images_on() {
+  mkdir -p "$ROOT/etc/docker" "$UNITS/docker.service.d"
+  # Docker 29 keeps images with containerd, wherever its own data lies: only its older store goes along.
+  python3 - "$ROOT/etc/docker/daemon.json" "$1" <<'MERGE' || return
+import json, os, sys
+path, root = sys.argv[1:]
+config = json.load(open(path)) if os.path.exists(path) else {}
+config["data-root"] = root
+config.setdefault("features", {})["containerd-snapshotter"] = False
+json.dump(config, open(path, "w"), indent=1)
+MERGE
+  # At a reboot Docker must find the disk mounted; after a stop it is empty, and the unit below pulls again.
+  printf '[Unit]\nAfter=dlami-nvme.service\n' >"$UNITS/docker.service.d/instance-store.conf"
+  systemctl daemon-reload && systemctl restart docker.service
+}
+systemctl start dlami-nvme.service 2>/dev/null || true # the machine image's own, which mounts it: waits until it has
+if mountpoint -q "$NVME"; then
+  WORK=$NVME/training
+  cp "$ROOT/etc/docker/daemon.json" "$LIB/daemon.json" 2>/dev/null || echo '{}' >"$LIB/daemon.json"
+  if ! store_images_on "$NVME/docker"; then
+    echo "Docker does not start with its data on $NVME: images go to the root volume"
+    cp "$LIB/daemon.json" "$ROOT/etc/docker/daemon.json"
+    systemctl reset-failed docker.service || true
+    systemctl restart docker.service
   fi
-  [ "$try" -lt 3 ] # the trap takes it from here
-  sleep $((try * 5))
+fi
+mkdir -p "$WORK"
+took() { # phase, began, ended (now): the supervisor makes them the start of the attempt's timeline
+  printf '{"phase": "%s", "from": %s, "to": %s}\n' "$1" "$2" "${3:-$EPOCHREALTIME}" >>"$WORK/boot.jsonl"
+}
+launched=$(imds dynamic/instance-identity/document |
+  python3 -c 'import json, sys; print(json.load(sys.stdin)["pendingTime"])' | date -f - +%s) || launched=$BOOTED_AT
+took instance_start "$launched" "$BOOTED_AT"
+took setup "$BOOTED_AT"
+
+# --- the image, and meanwhile what it will train on -------------------------------------------------------------------
+prefetch() { # what fails here, or takes longer than a silent box may, the container fetches
+  trap - ERR
+  set +e
+  local began=$EPOCHREALTIME hub=models--${BASE_MODEL//\//--} commit
+  get() { timeout 600 aws s3 sync --only-show-errors "$@"; }
+  get "$DATA_URI" "$WORK/data" --exclude '*' --include '*.jsonl' &
+  if [[ $BASE_MODEL == s3://* ]]; then
+    get "$BASE_MODEL" "$WORK/model"
+  else
+    commit=$(aws s3 cp "s3://$TRAINING_BUCKET/models/hub/$hub/refs/$REVISION" - 2>/dev/null)
+    if [[ $commit =~ ^[0-9a-f]{40}$ ]]; then
+      hub=$hub/snapshots/$commit
+      get "s3://$TRAINING_BUCKET/models/hub/$hub" "$WORK/huggingface/hub/$hub"
+    fi
+  fi
+  wait
+  took prefetch "$began"
+}
+prefetch &
+prefetching=$!
+cat >"$LIB/pull" <<PULL
+#!/bin/bash
+. "$LIB/environment"
+for pause in 5 10 0; do
+  if aws ecr get-login-password | docker login --username AWS --password-stdin "${IMAGE%%/*}" &&
+    docker pull "$IMAGE"; then exit 0; fi
+  sleep \$pause
 done
+exit 1
+PULL
+chmod +x "$LIB/pull"
+pulling=$EPOCHREALTIME
+"$LIB/pull"
+took image_pull "$pulling"
+wait "$prefetching" || true
 
 # --- the training unit: its exit is observed, its stop leaves time for a checkpoint ---------------------------------
-WORK=$ROOT/opt/training
-# The machine image mounts the type's instance store there by itself, faster than the root volume and free of charge.
-# Looked at only now, so that it has had the image's download for it.
-if mountpoint -q "$ROOT/opt/dlami/nvme"; then WORK=$ROOT/opt/dlami/nvme/training; fi
-mkdir -p "$WORK"
-chmod 1777 "$WORK" # the container's user is not root, and its root file system cannot be written
+# The container's user is not root, and its root file system cannot be written.
+chmod -R a+rwX "$WORK"
+chmod 1777 "$WORK"
 gpu_option=''
 [ "$GPUS" -eq 0 ] || gpu_option='--gpus all'
 container="--ipc=host $gpu_option --read-only --tmpfs /tmp:rw,exec,nosuid,nodev -v $WORK:$WORK \\
   -e HF_HOME=$WORK/huggingface -e AWS_DEFAULT_REGION=$AWS_DEFAULT_REGION"
 cat >"$LIB/start" <<START
 #!/bin/bash
+mkdir -p $WORK && chmod 1777 $WORK
+docker inspect $IMAGE >/dev/null 2>&1 || $LIB/pull >>$SETUP_LOG 2>&1
 exec docker run --rm --name training $container \\
   $IMAGE --bucket $BUCKET --run-id $RUN_ID --work-dir $WORK --booted-at $BOOTED_AT >>$LOG 2>&1
 START

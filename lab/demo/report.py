@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lab.demo.progress import duration
-from lab.demo.summary import Facts
+from lab.demo.summary import Facts, box_seconds
 from training_image.catalog import INSTANCES, PRICES_AS_OF, TYPICAL_SPOT_SHARE
 
 _INSTANCE = "g5.xlarge"
@@ -41,7 +41,8 @@ def show(console: Console, summary: dict[str, Any], found: list[str], facts: Fac
     console.print(_result(summary))
     console.print(_answers(facts))
     console.print(_where(summary, folder))
-    console.print(_cost(summary))
+    console.print(_first_step(summary))
+    console.print(_cost(facts))
     console.print(_next_commands())
 
 
@@ -109,15 +110,17 @@ def _where(summary: dict[str, Any], folder: Path) -> RenderableType:
     return Group(grid, Text())
 
 
-def box_seconds(summary: dict[str, Any]) -> float:
-    """How long the box was there: booting and its own phases."""
-    phases = summary["phase_seconds"]
-    own = ("booting", "downloading", "loading", "evaluating_before", "training", "evaluating_after", "uploading")
-    return float(sum(phases.get(name, 0.0) for name in own))
+def _first_step(summary: dict[str, Any]) -> RenderableType:
+    seconds = dict(summary["first_step_seconds"])
+    if not seconds:
+        return Text()
+    total = duration(seconds.pop("total"))
+    parts = ", ".join(f"{name.replace('_', ' ')} {took:.1f}" for name, took in seconds.items())
+    return Text(f"From the box's launch to the end of its first step: {total} (in seconds: {parts}).\n")
 
 
-def _cost(summary: dict[str, Any]) -> RenderableType:
-    seconds = box_seconds(summary)
+def _cost(facts: Facts) -> RenderableType:
+    seconds = box_seconds(facts.record.timelines)
     on_demand = INSTANCES[_INSTANCE].on_demand_usd_per_hour
     dollars = seconds / 3600 * on_demand * TYPICAL_SPOT_SHARE
     return Text(

@@ -62,20 +62,40 @@ def summarize(facts: Facts) -> dict[str, Any]:
         "instances_running_after": facts.instances_after,
         "stacks_after": facts.stacks_after,
         "phase_seconds": phase_seconds(facts.own_seconds, record.timelines),
+        "first_step_seconds": to_first_step(record.timelines),
         "wall_seconds": round(facts.wall_seconds, 1),
     }
 
 
 def phase_seconds(own: Mapping[str, float], timelines: tuple[dict[str, Any], ...]) -> dict[str, float]:
-    """Seconds by phase: the demo's own, then ``booting`` and the box's from its timelines, attempts added up."""
+    """Seconds by phase: the demo's own, then the boxes' from their timelines, attempts added up."""
     total = {re.sub(r"\W+", "_", title).strip("_").lower(): seconds for title, seconds in own.items()}
     for timeline in timelines:
-        phases = timeline.get("phases", [])
-        if phases and "booted_at" in timeline:
-            total["booting"] = total.get("booting", 0.0) + phases[0]["started_at"] - timeline["booted_at"]
-        for phase in phases:
+        for phase in timeline.get("phases", []):
             total[phase["phase"]] = total.get(phase["phase"], 0.0) + phase["seconds"]
     return {name: round(seconds, 1) for name, seconds in total.items()}
+
+
+def to_first_step(timelines: tuple[dict[str, Any], ...]) -> dict[str, float]:
+    """Where the first box's time went from its launch to the end of its first step: seconds by phase, and ``total``.
+    Phases of the boot overlap. Empty if no step was made."""
+    phases = timelines[0].get("phases", []) if timelines else []
+    names = [phase["phase"] for phase in phases]
+    if "first_step" not in names:
+        return {}
+    phases = phases[: names.index("first_step") + 1]
+    seconds = {phase["phase"]: phase["seconds"] for phase in phases}
+    return seconds | {"total": round(_lasted(phases), 1)}
+
+
+def box_seconds(timelines: tuple[dict[str, Any], ...]) -> float:
+    """How long the boxes were there, all together."""
+    return sum(_lasted(timeline.get("phases", [])) for timeline in timelines)
+
+
+def _lasted(phases: list[dict[str, Any]]) -> float:
+    """From the first one's beginning to the last one's end."""
+    return float(phases[-1]["started_at"] + phases[-1]["seconds"] - phases[0]["started_at"]) if phases else 0.0
 
 
 def problems(facts: Facts) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -14,15 +15,17 @@ import pytest
 from lab.local_cloud.cloud import LocalCloud
 from lab_constructs.compute import render_user_data
 from tests.local_cloud.conftest import SHIMS, Lab, wait_for
+from training_image.reporter import host_phases
 
 SUPERVISOR = '''
-"""In the supervisor's place: leaves data, and says that the run has ended."""
-import sys
+"""In the supervisor's place: says what it finds, and that the run has ended."""
+import os, stat, sys
 from pathlib import Path
 work = Path(sys.argv[sys.argv.index("--work-dir") + 1])
-(work / "data").mkdir()
-(work / "data" / "train.jsonl").write_text("one line")
 print("work:", work, flush=True)
+print("found:", sorted(str(path.relative_to(work)) for path in work.rglob("*") if path.is_file()), flush=True)
+folders = [work, *(path for path in work.rglob("*") if path.is_dir())]
+assert all(path.stat().st_mode & stat.S_IWOTH for path in folders), "the container's user writes here"
 '''
 TRAINER = '''
 """In the trainer's place: says what it was given, and leaves a result."""
@@ -35,10 +38,33 @@ print(json.dumps({"given": given, "run": run["settings"], "data": (work / "data/
 (work / "adapter").mkdir()
 sys.exit(int(os.environ.get("LLM_EXIT", "0")))
 '''
-MOUNTED = """
-mkdir -p "$DESTDIR/opt/dlami/nvme"
-mountpoint() { [ "$2" = "$DESTDIR/opt/dlami/nvme" ]; }
+DAEMON = {"runtimes": {"nvidia": {"path": "nvidia-container-runtime"}}, "features": {"cdi": True}}
+MOUNTED = f"""
+mkdir -p "$DESTDIR/opt/dlami/nvme" "$DESTDIR/etc/docker"
+echo '{json.dumps(DAEMON)}' >"$DESTDIR/etc/docker/daemon.json"
+mountpoint() {{ [ "$2" = "$DESTDIR/opt/dlami/nvme" ]; }}
+systemctl() {{
+  if [ "${{2:-}}" = docker.service ]; then
+    echo "$*" >>"$DESTDIR/asked"
+    [ -z "${{REFUSED:-}}" ] || ! grep -q "$REFUSED" "$DESTDIR/etc/docker/daemon.json"
+  else
+    command systemctl "$@"
+  fi
+}}
 """
+"""Here an instance store is no mount, and Docker no unit."""
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+MIRROR = "models/hub/models--org--small/"
+OBJECTS = {
+    "data/train.jsonl": "one line",
+    "data/more/eval.jsonl": "another",
+    "data/notes.txt": "nothing to train on",
+    "models/own/config.json": "{}",
+    f"{MIRROR}refs/main": COMMIT,
+    f"{MIRROR}snapshots/{COMMIT}/config.json": "{}",
+    f"{MIRROR}snapshots/{'f' * 40}/config.json": "another revision's",
+}
+DATA = ["data/more/eval.jsonl", "data/train.jsonl"]
 
 
 class BootLab(Lab):
@@ -65,15 +91,27 @@ class BootLab(Lab):
             assert result.returncode == 0, result.stderr
         return f"{uri}:1"
 
-    def boot(self, name: str, *, before: str = "", deadline: timedelta = timedelta(hours=1)) -> Path:
+    def boot(
+        self,
+        name: str,
+        *,
+        before: str = "",
+        deadline: timedelta = timedelta(hours=1),
+        base_model: str = "org/small",
+        data: str = "s3://box-outputs/data/",
+    ) -> Path:
         """A kept box, once its run has ended; ``before`` runs in front of the script."""
+        for key, body in OBJECTS.items():
+            self.s3.put_object(Bucket=self.bucket, Key=key, Body=body)
         run = {
             "group": name,
             "image": self.image,
             "gpus": 0,
             "auto_shutdown": False,
             "deadline": (datetime.now(UTC) + deadline).isoformat(timespec="seconds"),
-            "settings": {"seed": 7},
+            "data_uri": data,
+            "training_bucket": self.bucket,
+            "settings": {"seed": 7, "model": {"base_model": base_model, "revision": None}},
         }
         self.s3.put_object(Bucket=self.bucket, Key=f"runs/{name}-1/run.json", Body=json.dumps(run))
         pointer = json.dumps({"run_id": f"{name}-1"})
@@ -112,7 +150,7 @@ def test_a_kept_box_trains_again_with_what_the_caller_exports(boots: BootLab, ke
     assert result.returncode == 0, result.stderr
     said = json.loads(next(line for line in result.stdout.splitlines() if line.startswith("{")))
     assert said["given"] == {"LLM_TRAINING__LEARNING_RATE": "1e-5", "LLM_LORA__R": "4 8"}
-    assert said["run"] == {"seed": 7}
+    assert said["run"]["seed"] == 7
     assert said["data"] == "one line"
     (work,) = (kept / "opt/training/rerun").iterdir()
     assert (work / "adapter").is_dir()
@@ -142,19 +180,81 @@ def test_session_managers_user_has_the_sudo_that_its_agent_would_give_it(kept: P
     assert sudoers.stat().st_mode & 0o777 == 0o440
 
 
+def found(box: Path, folder: str = "opt/training") -> list[list[str]]:
+    """The files that each container found in its work directory when it began."""
+    log = (box / "var/log/training.log").read_text()
+    assert f"work: {box}/{folder}\n" in log
+    return [json.loads(line[7:].replace("'", '"')) for line in log.splitlines() if line.startswith("found: ")]
+
+
+def test_data_and_the_mirrored_base_model_are_there_before_the_container_begins(kept: Path) -> None:
+    model = f"huggingface/hub/models--org--small/snapshots/{COMMIT}/config.json"
+    assert found(kept) == [["boot.jsonl", *DATA, model]]
+
+
+def test_the_boot_leaves_a_timeline_of_its_own(kept: Path) -> None:
+    phases = {phase: (began, ended) for phase, began, ended in host_phases(kept / "opt/training/boot.jsonl", 0.0)}
+    assert set(phases) == {"instance_start", "setup", "image_pull", "prefetch"}
+    assert all(began <= ended for began, ended in phases.values())
+    assert phases["setup"][0] == phases["instance_start"][1]
+    pull, prefetch = phases["image_pull"], phases["prefetch"]
+    assert max(pull[0], prefetch[0]) < min(pull[1], prefetch[1]), "at the same time"
+
+
 def test_the_instance_store_is_used_where_the_machine_image_has_mounted_it(boots: BootLab) -> None:
-    box = boots.boot("nvme", before=MOUNTED)
-    assert f"work: {box}/opt/dlami/nvme/training" in (box / "var/log/training.log").read_text()
+    """For scratch and for images; and what a stop of the instance has emptied is filled again."""
+    box = boots.boot("nvme", before=MOUNTED, base_model=f"s3://{boots.bucket}/models/own")
+    assert found(box, "opt/dlami/nvme/training") == [["boot.jsonl", *DATA, "model/config.json"]]
     assert not (box / "opt/training").exists()
+    daemon = json.loads((box / "etc/docker/daemon.json").read_text())
+    assert daemon == {
+        **DAEMON,
+        "data-root": f"{box}/opt/dlami/nvme/docker",
+        "features": {"cdi": True, "containerd-snapshotter": False},
+    }
+    assert (box / "asked").read_text() == "restart docker.service\n"
+    order = (box / "etc/systemd/system/docker.service.d/instance-store.conf").read_text()
+    assert order == "[Unit]\nAfter=dlami-nvme.service\n"
     result = rerun(boots, box)
     assert result.returncode == 0, result.stderr
     assert '"given": {}' in result.stdout
     assert list((box / "opt/dlami/nvme/training/rerun").iterdir())
 
+    for folder in ("opt/dlami/nvme/training", "var/lib/docker"):
+        shutil.rmtree(box / folder)
+    as_on(boots, box, "usr/local/lib/llm-tuning-lab/start")
+    assert found(box, "opt/dlami/nvme/training")[1:] == [[]]
+
+
+def as_on(lab: BootLab, box: Path, program: str) -> None:
+    """Run what systemd would run on the box."""
+    subprocess.run(
+        [box / program],
+        env={"PATH": f"{SHIMS}:{lab.cloud.state / 'bin'}:{os.environ['PATH']}", "DESTDIR": str(box)}
+        | {name: value for name, value in lab.cloud.environ().items() if name.startswith("AWS_")},
+        check=False,
+    )
+
 
 def test_a_deadline_that_was_put_off_is_obeyed_by_the_boxs_own_timer(boots: BootLab) -> None:
-    """A deploy has moved it while the box ran: at the old one the timer looks again, and arms itself anew."""
-    box = boots.boot("put-off", deadline=timedelta(seconds=45))
+    """A deploy has moved it while the box ran: at the old one the timer looks again, and arms itself anew.
+
+    A box whose Docker refuses the instance store, and that may read neither data nor mirror beforehand, works too.
+    """
+    box = boots.boot(
+        "put-off",
+        before=f"REFUSED=data-root\n{MOUNTED}",
+        deadline=timedelta(seconds=45),
+        base_model="org/none",
+        data=f"s3://{boots.other}/data/",
+    )
+    assert json.loads((box / "etc/docker/daemon.json").read_text()) == DAEMON
+    assert (box / "asked").read_text().split("\n")[:3] == [
+        "restart docker.service",
+        "reset-failed docker.service",
+        "restart docker.service",
+    ]
+    assert found(box, "opt/dlami/nvme/training") == [["boot.jsonl"]]
     later = (datetime.now(UTC) + timedelta(hours=3)).replace(microsecond=0)
     control = json.dumps({"limits": {"deadline": later.isoformat(), "auto_shutdown": False}})
     boots.s3.put_object(Bucket=boots.bucket, Key="runs/put-off-1/control.json", Body=control)
@@ -167,10 +267,5 @@ def test_a_deadline_that_was_put_off_is_obeyed_by_the_boxs_own_timer(boots: Boot
     passed = datetime.now(UTC).replace(microsecond=0)
     control = json.dumps({"limits": {"deadline": passed.isoformat(), "auto_shutdown": False}})
     boots.s3.put_object(Bucket=boots.bucket, Key="runs/put-off-1/control.json", Body=control)
-    subprocess.run(
-        [box / "usr/local/lib/llm-tuning-lab/expire"],
-        env={"PATH": f"{SHIMS}:{boots.cloud.state / 'bin'}:{os.environ['PATH']}", "DESTDIR": str(box)}
-        | {name: value for name, value in boots.cloud.environ().items() if name.startswith("AWS_")},
-        check=False,
-    )
+    as_on(boots, box, "usr/local/lib/llm-tuning-lab/expire")
     wait_for("the box is gone", lambda: boots.state(box.name) == "terminated", 60)

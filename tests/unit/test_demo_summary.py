@@ -13,14 +13,19 @@ from rich.console import Console
 from lab.demo import record, report
 from lab.demo.recheck import Recheck
 from lab.demo.record import RunRecord
-from lab.demo.summary import Facts, phase_seconds, problems, summarize
+from lab.demo.summary import Facts, box_seconds, phase_seconds, problems, summarize, to_first_step
 from training_image.contract import RunKeys
 
 PROMISED = """
 run_id outcome ended_by engine base_model train_examples eval_examples steps eval_loss_before eval_loss_after
 exact_match_before exact_match_after attempts resumed_from_step adapter_uri adapter_sha256
-instances_running_before_destroy instances_running_after stacks_after phase_seconds wall_seconds
+instances_running_before_destroy instances_running_after stacks_after phase_seconds first_step_seconds wall_seconds
 """
+
+
+def timeline(*phases: tuple[str, float, float]) -> dict[str, Any]:
+    """Of name, start and seconds."""
+    return {"phases": [{"phase": name, "started_at": start, "seconds": seconds} for name, start, seconds in phases]}
 
 
 def good() -> Facts:
@@ -34,7 +39,7 @@ def good() -> Facts:
             eval_before={"loss": 4.8, "exact_match": 0.0, "examples": 96}
             | {"samples": [{"prompt": "Which call?", "expected": "ec2:A", "answer": "I think [bold]"}]},
             eval_after={"loss": 1.2001},
-            timelines=({"booted_at": 100.0, "phases": [{"phase": "training", "started_at": 103.0, "seconds": 240.0}]},),
+            timelines=(timeline(("image_pull", 100.0, 3.0), ("first_step", 103.0, 1.5), ("training", 104.5, 238.5)),),
         ),
         recheck=Recheck(3336, 96, 1.2, 0.25, samples, "ab12"),
         adapter_uri="s3://outputs/runs/run-1a2b3c4d-1/adapter/",
@@ -89,15 +94,18 @@ def test_every_failure_is_named(change: dict[str, Any], said: str) -> None:
 
 
 def test_phase_seconds_adds_attempts_up() -> None:
-    timelines = tuple(
-        {"booted_at": start, "phases": [{"phase": "training", "started_at": start + 2, "seconds": 5.0}]}
-        for start in (0.0, 100.0)
-    )
-    assert phase_seconds({"Deploying DataStack": 7.04}, timelines) == {
-        "deploying_datastack": 7.0,
-        "booting": 4.0,
-        "training": 10.0,
-    }
+    timelines = tuple(timeline(("training", start, 5.0)) for start in (0.0, 100.0))
+    assert phase_seconds({"Deploying DataStack": 7.04}, timelines) == {"deploying_datastack": 7.0, "training": 10.0}
+    assert box_seconds(timelines) == 10.0
+
+
+def test_the_way_to_the_first_step_ends_with_it_and_is_no_sum_of_phases_that_overlap() -> None:
+    boot = (("image_pull", 100.0, 5.0), ("prefetch", 100.0, 6.0))
+    whole = timeline(*boot, ("first_step", 106.0, 2.5), ("training", 108.5, 60.0))
+    assert to_first_step((whole, {})) == {"image_pull": 5.0, "prefetch": 6.0, "first_step": 2.5, "total": 8.5}
+    assert to_first_step((timeline(*boot),)) == {}
+    assert to_first_step(()) == {}
+    assert box_seconds((whole,)) == 68.5
 
 
 @pytest.mark.parametrize("width", [40, 80, 160])
@@ -107,7 +115,8 @@ def test_report_fits_the_terminal_and_shows_both_answers(width: int, tmp_path: P
     report.show(console, summarize(facts), problems(facts), facts, tmp_path)
     text = console.file.getvalue()
     assert max(len(line) for line in text.splitlines()) <= width
-    for expected in ("4.80", "1.20", "25%", "I think [bold]", "ec2:A", "g5.xlarge", "make demo DATA="):
+    first_step = "first step: 4 s (in seconds: image pull 3.0, first step 1.5)"
+    for expected in (first_step, "4.80", "1.20", "25%", "I think [bold]", "ec2:A", "g5.xlarge", "make demo DATA="):
         assert expected.replace(" ", "") in "".join(text.replace("│", "").split())
 
 
