@@ -48,7 +48,8 @@ UPLOAD_RESERVE_SECONDS = 40
 """Part of DRAIN_SECONDS that is kept for uploads: the trainer is killed when the rest is over."""
 LAST_LINES = 5
 _LOOK_SECONDS = 0.5
-"""Between looks at a trainer that has been told to stop."""
+"""Between looks at a trainer that is to stop. Waits are bounded even before that: a signal that comes in the instant
+before one begins does not end it, and is handled only after it."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,10 @@ class Attempt:
         give_up = math.inf  # monotonic
         while True:
             try:
-                event = self._events.get(timeout=None if stop is None else _LOOK_SECONDS)
+                event = self._events.get(timeout=_LOOK_SECONDS)
             except queue.Empty:
+                if stop is None:
+                    continue
                 if may_end_at_once(read_status(self._work).get("phase")):
                     log.info("The trainer has nothing unsaved and is ended at once")
                 elif time.monotonic() < give_up:

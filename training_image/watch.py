@@ -34,8 +34,8 @@ def control_stop(control: dict[str, Any]) -> Stop | None:
 
 
 def claim(store: Store, keys: RunKeys, instance_id: str | None, max_attempts: int) -> tuple[int, bool]:
-    """Take the lowest attempt number that is free, whoever else is trying: (number, whether it is ours). If all are taken
-    the number is the last one's."""
+    """Take the lowest attempt number that is free, whoever else is trying: (number, whether it is ours). If all are
+    taken, the number is the last one's."""
     for number in range(1, max_attempts + 1):
         ours = {"instance_id": instance_id, "at": utc_now(), "token": uuid.uuid4().hex}
         if store.create_json(keys.attempt(number) + "claim.json", ours):

@@ -20,6 +20,7 @@ TITLES = {
     "evaluating_before": "Asking the held-out questions before training",
     "training": "Training",
     "evaluating_after": "Asking the held-out questions again",
+    "saving": "Saving the adapter",
     "uploading": "Uploading the adapter to S3",
     "ended": "The box ends itself",
 }

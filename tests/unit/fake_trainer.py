@@ -1,7 +1,8 @@
 """A trainer in miniature: keeps the whole contract of ``WorkDir`` and exit codes, learns nothing.
 
 A checkpoint at every second step. ``hold=N`` waits at step N until it is told to stop;
-``deaf`` does not listen.
+``deaf`` does not listen. ``hold=PHASE`` stays in a phase without steps, which listens to nobody, until it is killed;
+in ``saving``, until it is told to stop, and then finishes.
 """
 
 import hashlib
@@ -38,6 +39,15 @@ def status(phase: str, step: int) -> None:
     write(work / "status.json", {"phase": phase, "step": step, "total_steps": total, "loss": 1 / (step + 1)})
 
 
+def phase(name: str, step: int) -> None:
+    status(name, step)
+    give_up = time.monotonic() + HOLD_SECONDS
+    while options.get("hold") == name and time.monotonic() < give_up:
+        if name == "saving" and (work / "stop").exists():
+            return
+        time.sleep(0.02)
+
+
 if "bad_input" in options:
     (work / "error.txt").write_text(options["bad_input"])
     sys.exit(12)
@@ -47,7 +57,9 @@ first = json.loads(resume.read_text())["step"] if resume.exists() else 0
 print(f"starting at step {first}, data {sorted(path.name for path in (work / 'data').rglob('*.jsonl'))}", flush=True)
 if first:
     shutil.copy(work / "resume" / "steps.jsonl", work / "metrics")
+phase("loading", first)
 before = work / "metrics" / "eval_before.json"
+phase("evaluating_before", first)
 if not before.exists():
     write(before, {"loss": 4.0, "first_step": first})
 
@@ -61,7 +73,7 @@ for step in range(first + 1, total + 1):
     if step % 2 == 0:
         checkpoint(step)
     give_up = time.monotonic() + HOLD_SECONDS
-    while step == int(options.get("hold", 0)) and time.monotonic() < give_up:
+    while str(step) == options.get("hold") and time.monotonic() < give_up:
         if (work / "stop").exists() and "deaf" not in options:
             break
         if (work / "save").exists():
@@ -72,6 +84,8 @@ for step in range(first + 1, total + 1):
         checkpoint(step)
         sys.exit(10)
 
+phase("evaluating_after", total)
+phase("saving", total)
 adapter = work / "adapter" / "adapter_model.safetensors"
 adapter.parent.mkdir(exist_ok=True)
 adapter.write_bytes(b"adapter" * 1000)

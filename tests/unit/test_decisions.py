@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training_image.contract import Reason, SupervisorExit, TrainerExit
-from training_image.decisions import Cause, Stop, verdict
+from training_image.decisions import Cause, Stop, may_end_at_once, verdict
 
 ENDING = {Cause.CONTROL: Reason.STOPPED, Cause.DEADLINE: Reason.EXPIRED}
 stops = st.sampled_from(list(Cause)).map(lambda cause: Stop(cause, "because", ENDING.get(cause)))
@@ -54,6 +54,12 @@ def test_a_crash_is_tried_again_until_the_last_attempt(case):
     judged = verdict(**case | {"trainer_exit": 1, "succeeded": False, "stop": None})
     assert (judged.reason is Reason.FAILED) == (case["attempt"] == case["max_attempts"])
     assert judged.exit_code != SupervisorExit.BOX_LEAVING
+
+
+def test_only_a_trainer_that_has_nothing_unsaved_is_ended_at_once():
+    endable = {"loading", "evaluating_before", "evaluating_after"}
+    for phase in (None, "training", "saving", "a phase of somebody's own trainer", *endable):
+        assert may_end_at_once(phase) == (phase in endable)
 
 
 def test_done_without_a_marker_is_a_crash():

@@ -88,7 +88,7 @@ def test_a_whole_run_leaves_adapter_metrics_and_marker(finished):
     assert len(final["eval_after"]["samples"]) == 2
     assert [line["step"] for line in steps(finished)] == list(range(1, STEPS + 1))
     assert all(line["tokens_per_second"] > 0 for line in steps(finished))
-    assert json.loads(finished.status.read_text())["phase"] == "evaluating_after"
+    assert json.loads(finished.status.read_text())["phase"] == "saving"
     assert (finished.checkpoints / f"checkpoint-{STEPS}" / COMPLETE_MARKER).exists()
 
 
