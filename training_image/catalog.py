@@ -125,8 +125,9 @@ def instance_problem(name: str) -> str | None:
         return f"{name!r} is not a GPU instance type this lab knows. Nearest: {', '.join(near)}."
     if instance.compute_capability < 7.5:
         return (
-            f"{name} has {instance.gpu} GPUs (compute capability {instance.compute_capability}), which the image's "
-            "torch build and the default machine image no longer support. Use g4dn (fp16) or g5 instead."
+            f"{name} has {instance.gpu} GPUs (compute capability {instance.compute_capability}). The image's torch is "
+            "built for CUDA 13, which begins at 7.5, and the default machine image's driver no longer knows them. Use g4dn "
+            "(fp16) or g5 instead."
         )
     return None
 

@@ -9,7 +9,8 @@ import pytest
 
 from training_image.catalog import INSTANCES, PRICES_AS_OF, instance_problem, price_table
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 
 
 def test_readme_has_exactly_this_table():
@@ -54,6 +55,10 @@ def test_each_family_counts_against_its_quota():
     assert quotas["p4d"].on_demand == quotas["p5"].on_demand == "L-417A185B"
 
 
-def test_p3_is_refused_and_not_priced():
-    assert "no longer support" in str(instance_problem("p3.2xlarge"))
+def test_p3_is_refused_for_a_reason_that_holds_and_not_priced():
+    problem = str(instance_problem("p3.2xlarge"))
+    assert "torch is built for CUDA 13, which begins at 7.5" in problem
+    assert "Use g4dn (fp16) or g5 instead" in problem
+    lock = (ROOT / "training_image/requirements-gpu.lock").read_text()
+    assert re.search(r"^cuda-toolkit==13\.", lock, re.MULTILINE), "else the sentence is wrong"
     assert "p3." not in price_table()
