@@ -126,8 +126,8 @@ def instance_problem(name: str) -> str | None:
     if instance.compute_capability < 7.5:
         return (
             f"{name} has {instance.gpu} GPUs (compute capability {instance.compute_capability}). The image's torch is "
-            "built for CUDA 13, which begins at 7.5, and the default machine image's driver no longer knows them. Use g4dn "
-            "(fp16) or g5 instead."
+            "built for CUDA 13, which begins at 7.5, and the default machine image's driver no longer knows them. "
+            "Use g4dn (fp16) or g5 instead."
         )
     return None
 
