@@ -46,10 +46,12 @@ def _allow_data_and_results(
         return stack.format_arn(service="s3", region="", account="", resource=bucket, resource_name=path or None)
 
     own = [f"runs/{run_prefix}-*", f"checkpoints/{run_prefix}-*"]
-    every_object = "Every object of the training bucket is training data of this lab; the role only reads it."
+    every_object = "Every object of the training bucket is input of this lab's runs; this only reads it."
     own_keys = "Run ids end in a number that is not known yet; their prefix is this stack's own."
     allow(role, "ReadsData", ["s3:GetObject"], [arn(training_bucket, "*")], wildcard=every_object)
     allow(role, "ListsData", ["s3:ListBucket"], [arn(training_bucket)])
+    mirror = "Which Hub models are mirrored is the runs' choice; a box verifies what it reads from there."
+    allow(role, "MirrorsModels", ["s3:PutObject"], [arn(training_bucket, f"{contract.HUB_MIRROR}*")], wildcard=mirror)
     readable = [arn(outputs_bucket, path) for path in (contract.pointer_key(stack_suffix), *own)]
     allow(role, "ReadsOwnRuns", ["s3:GetObject"], readable, wildcard=own_keys)
     written = [arn(outputs_bucket, path) for path in own]

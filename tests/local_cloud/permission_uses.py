@@ -247,6 +247,7 @@ USES: dict[str, dict[str, dict[str, Use]]] = {
     "box": {
         "ReadsData": {"s3:GetObject": lambda w: w.inputs.read("data/train.jsonl")},
         "ListsData": {"s3:ListBucket": lambda w: w.inputs.list("data/")},
+        "MirrorsModels": {"s3:PutObject": lambda w: w.inputs.put(f"{contract.HUB_MIRROR}models--a--b/refs/main", b"")},
         "ReadsOwnRuns": {"s3:GetObject": lambda w: w.outputs.read_json(contract.pointer_key(w.suffix))},
         "ReadsEarlierRuns": {"s3:GetObject": lambda w: list(lineage.ancestors(w.outputs, OTHER.run_id))},
         "WritesOwnRuns": {"s3:PutObject": lambda w: w.outputs.put_json(w.keys.heartbeat, {})},

@@ -155,10 +155,13 @@ def test_a_terminating_box_gets_time_to_drain(training):
     )
 
 
-def test_the_box_may_write_only_its_own_stacks_runs(training):
-    writes = [s for s in statements(training, "ComputeRole").values() if "s3:PutObject" in s["Action"]]
-    assert len(writes) == 1
-    for resource in writes[0]["Resource"]:
+def test_the_box_may_write_only_its_own_stacks_runs_and_the_mirror_of_models(training):
+    writes = {sid: s for sid, s in statements(training, "ComputeRole").items() if "s3:PutObject" in s["Action"]}
+    assert set(writes) == {"WritesOwnRuns", "MirrorsModels"}
+    mirror = writes["MirrorsModels"]["Resource"]["Fn::Join"][1]
+    assert "TrainingBucket" in json.dumps(mirror)
+    assert mirror[-1] == "/models/hub/*"
+    for resource in writes["WritesOwnRuns"]["Resource"]:
         text = json.dumps(resource)
         assert "/runs/run-" in text or "/checkpoints/run-" in text
         assert "AWS::StackId" in text
