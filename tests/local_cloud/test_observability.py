@@ -65,7 +65,8 @@ def test_figures_and_log_arrive_through_the_box_role(
     lab.cloud.client("iam").put_role_policy(RoleName="box", PolicyName="cloudwatch", PolicyDocument=policy)
     logs, cloudwatch = lab.cloud.client("logs"), lab.cloud.client("cloudwatch")
     logs.create_log_group(logGroupName=LOG_GROUP)
-    work, keys, settings = tmp_path / "work", contract.RunKeys(RUN_ID), {"model": {"base_model": "some/model"}}
+    work, keys = tmp_path / "work", contract.RunKeys(RUN_ID)
+    settings = {"model": {"base_model": f"s3://{lab.bucket}/model/"}}
     work.mkdir()
     run = {
         "run_id": RUN_ID,
@@ -80,6 +81,7 @@ def test_figures_and_log_arrive_through_the_box_role(
         "log_group": LOG_GROUP,
     }
     lab.s3.put_object(Bucket=lab.bucket, Key=keys.run, Body=json.dumps(run).encode())
+    lab.s3.put_object(Bucket=lab.bucket, Key="model/config.json", Body=b"{}")
     lab.s3.put_object(Bucket=lab.bucket, Key="data/train.jsonl", Body=b'{"prompt": "a", "completion": "b"}\n')
 
     image = push_supervisor(lab)
