@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from lab import faults_cli
 from lab.local_cloud.cloud import LocalCloud, LocalCloudError
+
+if TYPE_CHECKING:
+    from lab.output import Outputs
 
 ROOT = Path(__file__).resolve().parents[1]
 _EXPORTED = ("AWS_", "CDK_", "LAB_")
@@ -57,6 +62,54 @@ def output(
     name: Annotated[str | None, typer.Argument(help="Without it: all of them.")] = None, context: Context = None
 ) -> None:
     """Print a value of the deployed lab, bare: aws s3 sync data "s3://$(lab output training_bucket)/data/"."""
+    with _deployed(context) as found:
+        if name is not None:
+            print(found.value(name))
+            return
+        for key, value in found.everything().items():
+            print(f"{key} = {value}")
+
+
+@app.command()
+def stop(context: Context = None) -> None:
+    """Ask the active run for a checkpoint and its end, and say what became of it.
+
+    The same with cdk alone: cdk deploy TrainingStack -c create_instance=false
+    """
+    from lab import stop as stopping
+
+    with _deployed(context) as found:
+        try:
+            stopping.stop(found, print)
+        except KeyboardInterrupt:
+            raise _fail("The request stands: the run saves a checkpoint and ends. Wait for it: lab stop", 130) from None
+
+
+@app.command()
+def resume(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="Id of a run that ended without success.")],
+    context: Context = None,
+) -> None:
+    """Continue a run that was stopped, expired or failed, from its newest checkpoint, under new limits.
+
+    The same with cdk alone: cdk deploy TrainingStack -c resume=RUN
+    """
+    from lab import resume as resuming
+    from training_image import lab_config
+
+    words = context or []
+    with _deployed(words) as found:
+        said = lab_config.load(ROOT / "lab.yaml", _pairs(words), os.environ).settings
+        resuming.check(found, run_id, said.model_dump(mode="json", exclude_unset=True), print)
+        command = resuming.command(ROOT, run_id, words)
+        print(shlex.join(["cdk", *command[1:]]), flush=True)
+        code = resuming.deploy(ROOT, command)
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _deployed(context: list[str] | None) -> Iterator[Outputs]:
+    """The deployed lab's values; what goes wrong with them is one sentence and exit code 1."""
     from lab import aws_errors
     from lab import output as outputs
 
@@ -65,11 +118,7 @@ def output(
         found, region, problems = outputs.load(ROOT, _pairs(context or []))
         for problem in problems:
             print(f"warning: {problem}", file=sys.stderr)
-        if name is not None:
-            print(found.value(name))
-            return
-        for key, value in found.everything().items():
-            print(f"{key} = {value}")
+        yield found
     except outputs.OutputError as error:
         raise _fail(str(error), 1) from None
     except aws_errors.FAILURES as error:

@@ -90,6 +90,18 @@ class Outputs:
                     found[name] = self.value(name)
         return found
 
+    def results(self) -> Store:
+        """The bucket of the runs.
+
+        Raises:
+            OutputError: DataStack is not deployed.
+        """
+        return Store(self._client("s3"), self.value("outputs_bucket"))
+
+    def command(self, words: str) -> str:
+        """``words`` as the operator types them for this lab and run."""
+        return self._config.command(words)
+
     def _of(self, stack: str) -> dict[str, str]:
         """A stack's outputs by their names in CloudFormation."""
         if stack not in self._stacks:
@@ -144,8 +156,7 @@ class Outputs:
         run_id = self.value("run_id")
         if run_id == "none":
             return "no run was started (create_instance: false)."
-        store = Store(self._client("s3"), self.value("outputs_bucket"))
-        outcome = store.read_json(RunKeys(run_id).outcome)
+        outcome = self.results().read_json(RunKeys(run_id).outcome)
         if outcome:
             return f"run {run_id} ended as {outcome.get('reason')} ({outcome.get('detail')})."
         if going:

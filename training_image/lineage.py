@@ -65,6 +65,14 @@ def differing(said: Mapping[str, Any], frozen: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def keeps_its_settings(run_id: str, other: Sequence[str]) -> str:
+    """The sentence for what ``differing`` found: nothing that was said is silently left aside."""
+    return (
+        f"Run {run_id} goes on with the settings that it began with, so these would not hold: {', '.join(other)}. "
+        "Unset them, or start a run of its own with them."
+    )
+
+
 def ancestors(store: Any, resume: str | None) -> Iterator[RunKeys]:
     """The runs that a run continues, the nearest first. A run names only older ones, so this ends."""
     while resume:

@@ -203,10 +203,7 @@ class Controller:
         if problem := lineage.cannot_continue(run_id, run, outcome, lineage.run_ids(self._store)):
             raise Refused(problem)
         if other := lineage.differing(wanted["said"], run["settings"]):
-            raise Refused(
-                f"Run {run_id} goes on with the settings that it began with, so these would not hold: "
-                f"{', '.join(other)}. Unset them, or start a run of its own with them."
-            )
+            raise Refused(lineage.keeps_its_settings(run_id, other))
         if not is_there(run["image"]):
             raise Refused(
                 f"The image that run {run_id} began with, {run['image']}, is no longer in the repository, and with "

@@ -151,6 +151,28 @@ def test_a_checkpoint_asked_for_is_saved_and_changes_nothing(tmp_path, base, fin
     assert final["adapter_sha256"] == whole["adapter_sha256"]
 
 
+def from_adapter(root, base, adapter, **lora):
+    model = {**SETTINGS["model"], "adapter": "s3://bucket/adapter/"}
+    work = prepare(root, base, {**SETTINGS, "model": model, "lora": {**SETTINGS["lora"], **lora}})
+    shutil.copytree(adapter, work.initial_adapter)
+    return work
+
+
+def test_a_run_from_an_adapter_begins_where_that_one_ended(tmp_path, base, finished):
+    work = from_adapter(tmp_path, base, finished.adapter)
+    assert run(work) == TrainerExit.DONE
+    final, first = (json.loads(item.final.read_text()) for item in (work, finished))
+    assert final["eval_before"] == first["eval_after"]
+    assert final["adapter_sha256"] != first["adapter_sha256"]
+    assert steps(work)[0]["learning_rate"] == steps(finished)[0]["learning_rate"], "the optimizer starts afresh"
+
+
+def test_an_adapter_of_other_modules_is_a_sentence(tmp_path, base, finished):
+    work = from_adapter(tmp_path, base, finished.adapter, target_modules=["q_proj"])
+    assert run(work) == TrainerExit.BAD_INPUT
+    assert "adapts other modules than LLM_LORA__TARGET_MODULES=['q_proj'] does: set it to [" in work.error.read_text()
+
+
 def test_a_stop_during_the_first_evaluation_ends_it(tmp_path, base):
     work = prepare(tmp_path, base)
     work.stop.touch()

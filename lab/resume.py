@@ -1,0 +1,91 @@
+"""`lab resume`: shows what would be continued, and deploys it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lab.output import OutputError, Outputs
+from training_image import checkpoints, lineage
+from training_image.contract import RunKeys
+from training_image.settings import RunSettings, variable
+from training_image.store import Store
+
+
+def check(outputs: Outputs, run_id: str, said: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Say what would be continued, from where, and with what.
+
+    Args:
+        said: the settings that lab.yaml, shell and ``-c`` name, nested by section.
+
+    Raises:
+        OutputError: it cannot be continued, or not so. The deploy would be refused too, minutes later.
+    """
+    store, keys = outputs.results(), RunKeys(run_id)
+    run, outcome = store.read_json(keys.run), store.read_json(keys.outcome)
+    if problem := lineage.cannot_continue(run_id, run, outcome, lineage.run_ids(store)):
+        raise OutputError(problem)
+    if other := lineage.differing(said, run["settings"]):
+        raise OutputError(lineage.keeps_its_settings(run_id, other))
+    _not_beside(outputs, store, run_id)
+    say(f"Run {run_id} ended as {outcome['reason']}: {outcome.get('detail')}")
+    family = [keys, *lineage.ancestors(store, run.get("resume"))]
+    steps = (max(found).step for each in family if (found := checkpoints.published(store, each)))
+    step = next(steps, None)
+    say(
+        "No checkpoint was published: it begins at the beginning."
+        if step is None
+        else f"It goes on from step {step}, or the newest checkpoint before that which verifies."
+    )
+    say(f"Data: {run['data_uri']}")
+    say(f"Settings, as it began: {', '.join(_unusual(run['settings'])) or 'the defaults'}")
+
+
+def command(root: Path, run_id: str, context: Sequence[str]) -> list[str]:
+    """The ``cdk`` command of this clone; ``context`` are further words ``key=value``."""
+    words = [word for each in (f"resume={run_id}", *context) for word in ("-c", each)]
+    return [str(root / "node_modules" / ".bin" / "cdk"), "deploy", "TrainingStack", *words]
+
+
+def deploy(root: Path, words: Sequence[str]) -> int:
+    """Run it to its end, on this terminal; returns its exit code.
+
+    Raises:
+        OutputError: this clone has no ``cdk``.
+    """
+    try:
+        return subprocess.run(words, cwd=root, check=False).returncode
+    except FileNotFoundError:
+        raise OutputError("This clone has no cdk yet: make setup") from None
+
+
+def _not_beside(outputs: Outputs, store: Store, run_id: str) -> None:
+    """The stack's own run must have ended, and must not be the continuation that is asked for."""
+    current = None
+    with contextlib.suppress(OutputError):  # a stack that is not deployed has none
+        current = outputs.value("run_id")
+    if current in (None, "none", run_id):
+        return
+    keys = RunKeys(current)
+    outcome = store.read_json(keys.outcome)
+    if outcome is None:
+        raise OutputError(f"Run {current} of this stack is active. Stop it first: {outputs.command('lab stop')}")
+    if (store.read_json(keys.run) or {}).get("resume") == run_id:
+        raise OutputError(
+            f"Run {current} has continued {run_id} already, and ended as {outcome.get('reason')}. Continue that one: "
+            + outputs.command(f"lab resume {current}")
+        )
+
+
+def _unusual(settings: Mapping[str, Any]) -> list[str]:
+    """``NAME=value`` of what is not the default."""
+    usual = RunSettings.model_construct().model_dump(mode="json")
+    return [
+        f"{variable(section, name)}={value}"
+        for section, values in settings.items()
+        for name, value in values.items()
+        if usual.get(section, {}).get(name) != value
+    ]

@@ -1,0 +1,56 @@
+"""`lab stop`: asks the active run for a checkpoint and its end, waits, and says what became of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lab.output import OutputError, Outputs
+from training_image import contract
+from training_image.contract import RunKeys
+
+WAIT_SECONDS = 900.0
+"""A box answers within two minutes; where there is none, or it hangs, the auto-terminator ends the run."""
+POLL_SECONDS = 2.0
+
+
+def stop(outputs: Outputs, say: Callable[[str], None], wait_seconds: float = WAIT_SECONDS) -> None:
+    """Ask, wait for the run's outcome, and say it. May be repeated: the first request stands.
+
+    Raises:
+        OutputError: there is no run, it has ended before, or it has not within ``wait_seconds``.
+    """
+    run_id = outputs.value("run_id")
+    if run_id == "none":
+        raise OutputError("There is no run to stop: none was started (create_instance: false).")
+    store, keys = outputs.results(), RunKeys(run_id)
+    if outcome := store.read_json(keys.outcome):
+        raise OutputError(f"There is no run to stop: {run_id} ended as {outcome.get('reason')} ({_detail(outcome)}).")
+    request = {"reason": contract.Reason.STOPPED, "detail": "`lab stop` was typed", "at": contract.utc_now()}
+    store.update_json(keys.control, lambda control: {"stop": request, **control})
+    say(f"Run {run_id} has been asked to save a checkpoint and end. Ctrl-C leaves it to that.")
+    end = time.monotonic() + wait_seconds
+    last = None
+    while not (outcome := store.read_json(keys.outcome)):
+        if time.monotonic() > end:
+            raise OutputError(
+                f"Run {run_id} has not ended yet; the request stands, and the auto-terminator sees to it. Wait again: "
+                "lab stop. End it now: " + outputs.command("cdk destroy TrainingStack")
+            )
+        beat = store.read_json(keys.heartbeat) or {}
+        seen = f"{beat.get('phase')}, step {beat.get('step') or 0}" if beat else "no instance has reported yet"
+        if seen != last:
+            say(f"  {seen}")
+            last = seen
+        time.sleep(POLL_SECONDS)
+    say(f"Run {run_id} ended as {outcome.get('reason')}: {_detail(outcome)}.")
+    if outcome.get("reason") == contract.Reason.SUCCEEDED:
+        say(f"Fetch the adapter: aws s3 sync s3://{store.bucket}/{keys.adapter} adapter/")
+    else:
+        say(f"Continue it: {outputs.command(f'lab resume {run_id}')}")
+    say(f"Remove the rest of the stack: {outputs.command('cdk destroy TrainingStack')}")
+
+
+def _detail(outcome: dict[str, Any]) -> str:
+    return str(outcome.get("detail") or "no detail").rstrip(".")
