@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import uuid
 
 import boto3
 import pytest
@@ -54,3 +55,25 @@ def lab(s3_endpoint, tmp_path):
         lab = Lab(_client(s3_endpoint), s3_endpoint, imds, tmp_path)
         yield lab
         lab.close()
+
+
+@pytest.fixture
+def shell(s3_endpoint, monkeypatch, tmp_path):
+    """A shell that is signed in, a clone without lab.yaml, and a lab of its own in the account."""
+    settings = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+    }
+    for name in ("AWS_PROFILE", "AWS_REGION", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("lab.cli.ROOT", tmp_path)
+    lab = "l" + uuid.uuid4().hex[:8]
+    (tmp_path / "lab.yaml").write_text(f"lab: {lab}\n")
+    return lab

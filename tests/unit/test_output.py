@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import uuid
 from pathlib import Path
 
 import boto3
 import pytest
+from account_support import DATA, TRAINING, deploy
 from botocore import exceptions
 from box_support import REGION
 from typer.testing import CliRunner, Result
@@ -18,46 +18,6 @@ from training_image.lab_config import LabConfig
 
 RUNNER = CliRunner()
 ROOT = Path(__file__).parents[2]
-DATA = {"TrainingBucket": "in-1", "OutputsBucket": "out-1", "RepositoryUri": "1.dkr/lab", "AlertTopicArn": "arn:topic"}
-TRAINING = {
-    "AutoScalingGroupName": "group-1",
-    "RunId": "run-12345678-1",
-    "RunPrefix": "s3://out-1/runs/run-12345678-",
-    "DashboardUrl": "https://console",
-    "TrainingLog": "log-1",
-    "ConnectCommand": 'aws ssm start-session --target "$(x)"',
-}
-
-
-@pytest.fixture
-def shell(s3_endpoint, monkeypatch, tmp_path):
-    """A shell that is signed in, a clone without lab.yaml, and a lab of its own in the account."""
-    settings = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": REGION,
-        "AWS_ENDPOINT_URL": s3_endpoint,
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": str(tmp_path / "none"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
-    }
-    for name in ("AWS_PROFILE", "AWS_REGION", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(cli, "ROOT", tmp_path)
-    lab = "l" + uuid.uuid4().hex[:8]
-    (tmp_path / "lab.yaml").write_text(f"lab: {lab}\n")
-    return lab
-
-
-def deploy(name: str, outputs: dict[str, str]) -> None:
-    """A stack that has these outputs."""
-    parameter = {"Type": "AWS::SSM::Parameter", "Properties": {"Type": "String", "Value": "x", "Name": f"/{name}"}}
-    template = {"Resources": {"P": parameter}, "Outputs": {key: {"Value": value} for key, value in outputs.items()}}
-    cloudformation = boto3.client("cloudformation")
-    cloudformation.create_stack(StackName=name, TemplateBody=json.dumps(template))
-    cloudformation.get_waiter("stack_create_complete").wait(StackName=name, WaiterConfig={"Delay": 1})
 
 
 def run(*words: str) -> Result:
