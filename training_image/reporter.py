@@ -33,6 +33,11 @@ def metric_files(work: WorkDir) -> list[Path]:
     return [path for path in work.metrics.glob("*") if path.suffix in (".json", ".jsonl")]
 
 
+def timed_phase(phase: str, step: int | None, resumed_from_step: int | None) -> str:
+    """The first step is a phase of its own: after it, all that is loaded or compiled on demand has been."""
+    return "first_step" if phase == "training" and (step or 0) <= (resumed_from_step or 0) else phase
+
+
 def host_phases(boot: Path, up_since: float) -> list[tuple[str, float, float]]:
     """What user data did before the container (``WorkDir.boot``): phase, beginning, end; in order of their ends.
 
@@ -139,7 +144,8 @@ class Reporter:
     def _run(self) -> None:
         beats, next_beat = 0, time.monotonic()
         while not self._ended.is_set():
-            self._timeline.enter(self._timeline_phase(), time.time())
+            step = read_status(self._work).get("step")
+            self._timeline.enter(timed_phase(self._current_phase(), step, self.resumed_from_step), time.time())
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + self._interval
                 self._safely(lambda: self._beat(State.RUNNING))
@@ -152,12 +158,6 @@ class Reporter:
         if self._phase == "loading":
             return str(read_status(self._work).get("phase") or self._phase)
         return self._phase
-
-    def _timeline_phase(self) -> str:
-        """The first step is a phase of its own: with it all that is loaded or compiled on demand has been."""
-        phase = self._current_phase()
-        step = read_status(self._work).get("step") or 0
-        return "first_step" if phase == "training" and step <= (self.resumed_from_step or 0) else phase
 
     def _safely(self, write: Callable[[], None]) -> None:
         try:

@@ -2,11 +2,12 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from training_image.contract import WorkDir
-from training_image.reporter import Timeline, host_phases
+from training_image.reporter import Timeline, host_phases, timed_phase
 
 BOOT = [("setup", 100.0, 102.0), ("prefetch", 102.0, 110.0), ("image_pull", 102.0, 108.5)]
 
@@ -42,6 +43,21 @@ def test_a_file_that_is_not_there_or_cut_short_is_no_failure(tmp_path):
     boot = written(tmp_path)
     boot.write_text(boot.read_text()[:-20])
     assert host_phases(boot, up_since=0.0) == []
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "resumed", "timed"),
+    [
+        ("training", None, None, "first_step"),
+        ("training", 0, None, "first_step"),
+        ("training", 1, None, "training"),
+        ("training", 40, 40, "first_step"),
+        ("training", 41, 40, "training"),
+        ("evaluating_before", None, None, "evaluating_before"),
+    ],
+)
+def test_the_first_step_of_the_attempt_is_timed_apart(phase, step, resumed, timed):
+    assert timed_phase(phase, step, resumed) == timed
 
 
 @given(st.lists(st.floats(0.1, 1e4), min_size=1))
