@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,12 +14,15 @@ import boto3
 from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from s3transfer.subscribers import BaseSubscriber
 
 _ABSENT = {"NoSuchKey", "404"}
 _REFUSED = {"AccessDenied", "403"}
 _EXISTS = {"PreconditionFailed", "412"}
 _CONFLICT = {"ConditionalRequestConflict", "409"}
 _CREATE_TRIES = 5
+_CONCURRENCY = 20
+"""Of S3 requests: twice the AWS CLI's, because what counts for small files is the way there and back."""
 _DELETE_BATCH = 1000
 
 
@@ -34,6 +37,7 @@ class StoredObject:
     key: str
     size: int
     modified: datetime
+    etag: str
 
     def is_at(self, path: Path) -> bool:
         """Whether ``path`` looks like this object: of its size, and not older than it (S3 counts in whole seconds)."""
@@ -51,10 +55,22 @@ def remove_others(folder: Path, kept: Collection[Path]) -> None:
             path.unlink()
 
 
+class _Known(BaseSubscriber):  # type: ignore[misc] # s3transfer is not typed
+    """Tells the transfer what the listing said, which saves a request per file."""
+
+    def __init__(self, item: StoredObject) -> None:
+        self._item = item
+
+    def on_queued(self, future: Any, **_: Any) -> None:
+        future.meta.provide_transfer_size(self._item.size)
+        future.meta.provide_object_etag(self._item.etag)
+
+
 def s3_client() -> Any:
     """A client that gives up within about a minute: a lost S3 must not outlast a box's two minutes' notice."""
     retries = {"mode": "standard", "total_max_attempts": 4}
-    return boto3.client("s3", config=Config(connect_timeout=5, read_timeout=20, retries=retries))
+    config = Config(connect_timeout=5, read_timeout=20, retries=retries, max_pool_connections=_CONCURRENCY)
+    return boto3.client("s3", config=config)
 
 
 def error_code(error: ClientError) -> str:
@@ -146,7 +162,7 @@ class Store:
         """All objects under ``prefix``, in key order."""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return [
-            StoredObject(item["Key"], item["Size"], item["LastModified"])
+            StoredObject(item["Key"], item["Size"], item["LastModified"], item["ETag"])
             for page in pages
             for item in page.get("Contents", [])
         ]
@@ -167,10 +183,16 @@ class Store:
         Raises:
             MissingObject: one of them does not exist.
         """
-        for path in files.values():
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with create_transfer_manager(self._client, TransferConfig()) as manager:
-            futures = {key: manager.download(self.bucket, key, str(path)) for key, path in files.items()}
+        self._download({key: (path, ()) for key, path in files.items()})
+
+    def _download(self, files: Mapping[str, tuple[Path, Sequence[_Known]]]) -> None:
+        for folder in {path.parent for path, _ in files.values()}:
+            folder.mkdir(parents=True, exist_ok=True)
+        with create_transfer_manager(self._client, TransferConfig(max_concurrency=_CONCURRENCY)) as manager:
+            futures = {
+                key: manager.download(self.bucket, key, str(path), subscribers=known)
+                for key, (path, known) in files.items()
+            }
             for key, future in futures.items():
                 try:
                     future.result()
@@ -186,7 +208,7 @@ class Store:
             MissingObject: one of them does not exist any more.
         """
         lacking = {item: path for item, path in files.items() if not item.is_at(path)}
-        self.download({item.key: path for item, path in lacking.items()})
+        self._download({item.key: (path, (_Known(item),)) for item, path in lacking.items()})
         for item, path in lacking.items():
             os.utime(path, times=(item.modified.timestamp(),) * 2)
 
