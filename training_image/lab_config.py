@@ -192,7 +192,19 @@ def load(file: Path, context: Mapping[str, Any], environ: MutableMapping[str, st
         settings, run_problems = RunSettings.load(), no_problems
     except SettingsError as error:
         settings, run_problems = RunSettings.model_construct(), tuple(str(error).splitlines())
+    run_problems += _unsafe_on_spot(config, settings)
     return Loaded(config, settings, (*file_problem, *problems), run_problems)
+
+
+def _unsafe_on_spot(config: LabConfig, settings: RunSettings) -> tuple[str, ...]:
+    """A spot instance may go at any moment: a run there must save before it ends."""
+    every, steps = settings.training.save_steps, settings.training.max_steps
+    if not config.use_spot or every is None or not 0 < steps < every:
+        return ()
+    return (
+        f"LLM_TRAINING__SAVE_STEPS is {every} and LLM_TRAINING__MAX_STEPS {steps}: no checkpoint would be saved before "
+        "the end, and a spot instance may be taken away at any moment. Lower it, unset it, or set use_spot: false.",
+    )
 
 
 def _read(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:

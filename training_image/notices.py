@@ -104,7 +104,11 @@ def ended(run: Mapping[str, Any], outcome: Mapping[str, Any], used: Usage) -> No
     if reason is Reason.SUCCEEDED:
         then = f"Fetch the adapter: aws s3 sync {_uri(run, keys.adapter)} adapter/"
     else:
-        then = f"Look: aws s3 ls --recursive {_uri(run, keys.prefix)}   (attempts/<n>/training.log says most)"
+        deploy = run["spec"].get("deploy_command", "cdk deploy TrainingStack")  # runs of an earlier version name none
+        then = (
+            f"Look: aws s3 ls --recursive {_uri(run, keys.prefix)}   (attempts/<n>/training.log says most)\n"
+            f"Continue it from its newest checkpoint: {deploy} -c resume={run['run_id']}"
+        )
     return _notice(
         run,
         "ended",

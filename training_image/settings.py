@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
@@ -74,12 +74,22 @@ class TrainingSettings(_Section):
     max_grad_norm: float = Field(1.0, gt=0)
     gradient_checkpointing: bool | None = None
     """None: on for GPUs, off on CPU (memory is not what a CPU run lacks)."""
-    save_steps: int | None = Field(None, ge=1)
+    save_steps: int | None = None
     """Steps between checkpoints; None: from the measured save time, at most five minutes apart."""
     logging_steps: int = Field(1, ge=1)
     seed: int = Field(42, ge=0)
     use_cpu: bool = False
     """Train without a GPU on purpose. Otherwise a missing GPU ends the run before it starts."""
+
+    @field_validator("save_steps")
+    @classmethod
+    def _checkpoints_stay_on(cls, value: int | None) -> int | None:
+        if value is not None and value < 1:
+            raise ValueError(
+                "checkpoints cannot be switched off, because an interruption would lose everything; leave it unset, "
+                "and the cadence follows what a checkpoint is measured to cost"
+            )
+        return value
 
 
 class EvaluationSettings(_Section):
@@ -156,7 +166,7 @@ def unknown_setting(name: str, known: list[str]) -> str:
 
 
 def _sentence(location: tuple[str | int, ...], kind: str, message: str, value: Any) -> str:
-    name = variable(*location[:2])
+    name, message = variable(*location[:2]), message.removeprefix("Value error, ")
     if kind == "extra_forbidden":
         return unknown_setting(name, known_variables())
     return f"{name} is {value!r}: {message[0].lower()}{message[1:]}."

@@ -46,7 +46,7 @@ class Terminator:
         if not found["AutoScalingGroups"]:
             print("the group is gone: the stack is being deleted")
             return
-        run, outcome, heartbeat = self._read_run()
+        run, stop, outcome, heartbeat = self._read_run()
         used = self._usage(run)
         facts = Facts(
             now=self._now,
@@ -57,6 +57,7 @@ class Terminator:
             heartbeat=heartbeat,
             launches=used.launches,
             max_runtime=timedelta(hours=float(self._environ["MAX_RUNTIME_HOURS"])),
+            stop=stop,
         )
         ending = decide(facts)
         print(f"{len(facts.boxes)} instance(s), run {run['run_id'] if run else None}: {ending or 'nothing to do'}")
@@ -81,21 +82,23 @@ class Terminator:
             for instance in reservation["Instances"]
         )
 
-    def _read_run(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, Any] | None]:
-        """Run with the limits in force, outcome, heartbeat; nothing if S3 does not answer: then age alone decides."""
+    def _read_run(self) -> tuple[dict[str, Any] | None, ...]:
+        """Run with the limits in force, request to stop, outcome, heartbeat; nothing if S3 does not answer: then age
+        alone decides."""
         try:
             pointer = self._store.read_json(contract.pointer_key(self._environ["STACK_SUFFIX"]))
             if pointer is None:
-                return None, None, None
+                return None, None, None, None
             keys = contract.RunKeys(pointer["run_id"])
             run = self._store.read_json(keys.run)
             if run is None:
-                return None, None, None
-            run = contract.in_force(run, self._store.read_json(keys.control))
-            return run, self._store.read_json(keys.outcome), self._store.read_json(keys.heartbeat)
+                return None, None, None, None
+            control = self._store.read_json(keys.control) or {}
+            outcome, heartbeat = self._store.read_json(keys.outcome), self._store.read_json(keys.heartbeat)
+            return contract.in_force(run, control), control.get("stop"), outcome, heartbeat
         except Exception as error:
             print(f"the run cannot be read: {error!r}")
-            return None, None, None
+            return None, None, None, None
 
     def _usage(self, run: Mapping[str, Any] | None) -> notices.Usage:
         since = moment((run or {}).get("created_at"))

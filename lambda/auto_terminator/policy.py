@@ -21,6 +21,8 @@ BOOT_GRACE = timedelta(minutes=20)
 """From the launch to the first heartbeat: a large image, read from a snapshot that loads lazily."""
 SILENCE = timedelta(minutes=10)
 """Without a heartbeat. They come every few seconds, whatever the trainer does: a busy box is never silent."""
+STOP_GRACE = timedelta(minutes=10)
+"""From a request to stop: the box has two minutes, and the controller, if it was the one that asked, waits seven."""
 BLIND_GRACE = timedelta(minutes=30)
 """Beyond the maximum run time, where nothing but a box's age is known."""
 
@@ -39,6 +41,7 @@ class Facts:
 
     Args:
         run: ``run.json`` with the limits in force; None: there is none, or it could not be read.
+        stop: the request of ``control.json``, if a stop was asked for.
         launches: boxes that the group has started since the run began.
         max_runtime: as deployed, for when ``run`` is None.
     """
@@ -51,6 +54,7 @@ class Facts:
     heartbeat: Mapping[str, Any] | None
     launches: int
     max_runtime: timedelta
+    stop: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ def decide(facts: Facts) -> Ending | None:
         return Ending(
             Reason.EXPIRED, f"The deadline, {deadline:%Y-%m-%d %H:%M} UTC, has passed and the box did not end itself."
         )
+    if facts.stop is not None and (stopped := _stopped(facts.stop, facts)):
+        return stopped
     if silent := [box for box in facts.boxes if _is_silent(box, facts)]:
         return Ending(
             Reason.FAILED,
@@ -83,6 +89,17 @@ def decide(facts: Facts) -> Ending | None:
     attempts = facts.run.get("max_attempts")
     if isinstance(attempts, int) and facts.launches > attempts:
         return Ending(Reason.FAILED, f"The run has used up {facts.launches} instances; max_attempts is {attempts}.")
+    return None
+
+
+def _stopped(request: Mapping[str, Any], facts: Facts) -> Ending | None:
+    """Whoever asked (`lab stop`) may have gone; a run that waits for capacity has no box to obey."""
+    asked = moment(request.get("at")) or facts.now
+    if not facts.boxes:
+        return Ending(Reason.STOPPED, f"{request.get('detail') or 'A stop was asked for'}, and there was no instance.")
+    if facts.now > asked + STOP_GRACE:
+        minutes = STOP_GRACE.seconds // 60
+        return Ending(Reason.STOPPED, f"A stop was asked for, and the box did not obey within {minutes} minutes.")
     return None
 
 

@@ -77,6 +77,16 @@ def test_silence_ends_a_run_but_booting_is_no_silence():
     assert decide(facts(last + minutes(21), **replaced)).reason is Reason.FAILED
 
 
+def test_a_stop_ends_a_run_that_has_no_box_at_once_and_a_box_that_does_not_obey():
+    asked = {"stop": {"reason": "stopped", "detail": "`lab stop` was typed", "at": START.isoformat()}}
+    waiting = {"boxes": (), "heartbeat": None, "launches": 0}
+    ending = decide(facts(START + minutes(1), **asked, **waiting))
+    assert (ending.reason, ending.sentence) == (Reason.STOPPED, "`lab stop` was typed, and there was no instance.")
+    assert decide(facts(START + minutes(9), **asked)) is None, "it saves its checkpoint"
+    assert decide(facts(START + minutes(11), **asked)).reason is Reason.STOPPED
+    assert decide(facts(START + minutes(11), **asked, outcome={"at": (START + minutes(10)).isoformat()})) is None
+
+
 def test_a_crash_loop_ends():
     assert decide(facts(START + minutes(5), launches=5)) is None
     ending = decide(facts(START + minutes(5), launches=6))
@@ -115,6 +125,7 @@ anything = st.fixed_dictionaries(
         "heartbeat": st.none()
         | st.fixed_dictionaries({}, optional={"instance_id": st.sampled_from(["i-1", "i-2"]), "at": texts}),
         "launches": st.integers(0, 9),
+        "stop": st.none() | st.fixed_dictionaries({}, optional={"at": texts}),
     }
 )
 

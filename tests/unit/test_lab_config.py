@@ -117,3 +117,25 @@ def test_stacks_of_labs_and_runs_never_share_a_name():
         LabConfig(lab="x", run="y").command("cdk destroy TrainingStack")
         == "cdk destroy TrainingStack -c lab=x -c run=y"
     )
+
+
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_checkpoints_cannot_be_switched_off(tmp_path, environ, value):
+    (problem,) = loaded(tmp_path, environ, LLM_TRAINING__SAVE_STEPS=value).run_problems
+    assert problem.startswith(f"LLM_TRAINING__SAVE_STEPS is '{value}': checkpoints cannot be switched off")
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "spot", "unsafe"),
+    [
+        ("50", "51", "true", True),
+        ("50", "50", "true", False),
+        ("50", "51", "false", False),
+        ("-1", "51", "true", False),
+    ],
+)
+def test_a_cadence_that_saves_nothing_before_the_end_is_refused_on_spot(tmp_path, environ, steps, every, spot, unsafe):
+    words = {"LLM_TRAINING__MAX_STEPS": steps, "LLM_TRAINING__SAVE_STEPS": every, "use_spot": spot}
+    problems = loaded(tmp_path, environ, **words).run_problems
+    assert bool(problems) == unsafe
+    assert all("a spot instance may be taken away at any moment" in problem for problem in problems)
