@@ -43,6 +43,10 @@ def save_is_due(since_save: float, step_seconds: float, save_seconds: float | No
     return since_save + step_seconds > interval
 
 
+class AlreadyTrainedError(Exception):
+    """The checkpoint is that of the last step: a box was lost in the evaluation after it. Nothing is left to train."""
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` so that a reader sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +93,8 @@ class RunCallback(TrainerCallback):
         self._tokens_seen = int(state.num_input_tokens_seen)
         self._take_up_record()
         self._progress.update(phase="training", step=state.global_step, total_steps=state.max_steps)
+        if state.global_step >= state.max_steps:
+            raise AlreadyTrainedError  # the trainer looks at max_steps after a step only: it would take one too many
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

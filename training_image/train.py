@@ -6,6 +6,7 @@ It reads and writes only files below ``DIR`` (``contract.WorkDir``) and ends wit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from training_image.callbacks import Progress, RunCallback, write_json
+from training_image.callbacks import AlreadyTrainedError, Progress, RunCallback, write_json
 from training_image.checkpoints import file_sha256
 from training_image.contract import TrainerExit, WorkDir
 from training_image.data import Conversation, DataError, load
@@ -111,7 +112,8 @@ def train(work: WorkDir) -> None:
     )
     trainer.remove_callback(PrinterCallback)
     began = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(work.resume) if work.resume.is_dir() else None)
+    with contextlib.suppress(AlreadyTrainedError):
+        trainer.train(resume_from_checkpoint=str(work.resume) if work.resume.is_dir() else None)
     train_seconds = time.monotonic() - began
     _stop_if_asked(work)
 

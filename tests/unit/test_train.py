@@ -18,12 +18,13 @@ from training_image.settings import RunSettings
 STEPS = 8
 SETTINGS = {
     "model": {"base_model": "s3://bucket/model/"},
-    "data": {"eval_fraction": 0.2},
+    "data": {"eval_fraction": 0.1},
     "lora": {"r": 4, "lora_dropout": 0.2},
     "training": {
         "use_cpu": True,
         "max_steps": STEPS,
-        "learning_rate": 0.01,
+        "learning_rate": 0.02,
+        "warmup_steps": 6,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
         "max_length": 128,
@@ -40,7 +41,8 @@ def base(tmp_path_factory):
 
 
 def prepare(root, base, settings=SETTINGS):
-    """A work directory as the supervisor leaves it: 20 examples, so that 8 steps of 4 pass two epochs."""
+    """A work directory as the supervisor leaves it: 18 of 20 examples are trained on, so that an epoch has 5 steps, the
+    last one of half the size, and 8 steps of 4 examples go into the second one."""
     work = WorkDir(root)
     work.data.mkdir(parents=True)
     lines = [json.dumps({"prompt": f"Say {n}", "completion": "abcdefgh"[: n % 7 + 1]}) + "\n" for n in range(20)]
@@ -82,7 +84,7 @@ def test_a_whole_run_leaves_adapter_metrics_and_marker(finished):
     adapter = (finished.adapter / "adapter_model.safetensors").read_bytes()
     assert final["adapter_sha256"] == hashlib.sha256(adapter).hexdigest()
     assert (final["step"], final["total_steps"]) == (STEPS, STEPS)
-    assert (final["train_examples"], final["eval_examples"]) == (16, 4)
+    assert (final["train_examples"], final["eval_examples"]) == (18, 2)
     assert final["eval_after"]["loss"] < final["eval_before"]["loss"]
     assert final["eval_after"] == json.loads((finished.metrics / "eval_after.json").read_text())
     assert len(final["eval_after"]["samples"]) == 2
@@ -108,7 +110,7 @@ def test_the_adapter_loaded_afresh_gives_the_same_evaluation(finished):
     assert again.as_json() == json.loads((finished.metrics / "eval_after.json").read_text())
 
 
-@pytest.mark.parametrize("step", [3, 4, STEPS])  # within an epoch, at its end, at the end of training
+@pytest.mark.parametrize("step", [3, 5, STEPS])  # in the warm-up, at an epoch's end, at the end within an epoch
 def test_a_stopped_run_resumes_to_the_same_adapter_bit_for_bit(step, tmp_path, base, finished, monkeypatch):
     work = prepare(tmp_path, base)
     with monkeypatch.context() as patched:
