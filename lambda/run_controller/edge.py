@@ -21,6 +21,8 @@ ANSWER_RESERVE_SECONDS = 60
 DRAIN_WAIT_SECONDS = 420
 """How long a stop waits for the box's own outcome: an evaluation batch or an upload may be under way."""
 POLL_SECONDS = 2
+LATE_RUNS = 10
+"""How many runs back a request that is delivered once more is recognised; Lambda gives up after six hours."""
 
 
 class Refused(Exception):
@@ -35,13 +37,16 @@ def serve(event: dict[str, Any], remaining_ms: Callable[[], int]) -> dict[str, s
     """
     controller = Controller(json.loads(event["ResourceProperties"]["Spec"]), remaining_ms)
     old = event.get("OldResourceProperties", {}).get("Spec")
+    rolling_back = event["RequestType"] != "Delete" and _rolling_back(event["StackId"])
     request = Request(
         kind=event["RequestType"],
         request_id=event["RequestId"],
         spec=controller.spec,
         old_spec=json.loads(old) if old else None,
-        rolling_back=event["RequestType"] != "Delete" and _rolling_back(event["StackId"]),
+        undoes=controller.latest_update() if rolling_back else None,
     )
+    if request.kind == "Update" and not rolling_back:
+        controller.note_update(request.request_id)
     current = controller.current(request.request_id)
     decision = decide(request, current)
     print(f"{request.kind}: {decision.action}, because {decision.sentence}")
@@ -73,18 +78,42 @@ class Controller:
         self._autoscaling = boto3.client("autoscaling")
 
     def current(self, request_id: str) -> Current | None:
-        """The run that the pointer names. A run that lost its group's capacity counts as ended even if no box could say
-        so; but not the run that this very request has begun to start and has not given its capacity yet."""
+        """The run that the pointer names; to a request that is delivered once more after others, the one that it began.
+        A run that lost its group's capacity counts as ended even if no box could say so; but not the run that this very
+        request has begun to start and has not given its capacity yet."""
         pointer = self._store.read_json(self._pointer)
         if pointer is None:
             return None
         run = self._store.read_json(contract.RunKeys(pointer["run_id"]).run)
         if run is None:
             return None
+        if run["request_id"] != request_id:
+            run = self._begun_by(request_id, before=pointer["number"]) or run
         ended = self._store.read_json(contract.RunKeys(run["run_id"]).outcome) is not None
-        if not ended and run["request_id"] != request_id:
+        if not ended and (run["request_id"] != request_id or pointer.get("started")):
             ended = self._closed(run)
         return Current(run["run_id"], run["request_id"], run["spec"], ended)
+
+    def note_update(self, request_id: str) -> None:
+        """Beside the pointer's run, so that a rollback knows which update it undoes: its own event does not say."""
+        pointer = self._store.read_json(self._pointer)
+        if pointer is not None and pointer["request_id"] != request_id:  # else it is delivered once more
+            self._store.put_json(self._pointer, {**pointer, "latest_update": request_id})
+
+    def latest_update(self) -> str:
+        """Id of the update before this request; the one that started the run if none was noted since. Empty: none."""
+        pointer = self._store.read_json(self._pointer) or {"request_id": ""}
+        return str(pointer.get("latest_update", pointer["request_id"]))
+
+    def _begun_by(self, request_id: str, before: int) -> dict[str, Any] | None:
+        """An earlier run that this request began: Lambda may deliver it again hours later, and it must not begin one
+        more."""
+        for number in range(before - 1, max(0, before - LATE_RUNS), -1):
+            run_id = contract.run_id(self.spec["run_name"], self.spec["stack_suffix"], number)
+            run: dict[str, Any] | None = self._store.read_json(contract.RunKeys(run_id).run)
+            if run is not None and run["request_id"] == request_id:
+                return run
+        return None
 
     def start(self, request_id: str) -> str:
         """Mint the run and ask for its box; safe to repeat with the same request id.
@@ -111,12 +140,14 @@ class Controller:
             self._remove_kept_box()
             if "run_id" in pointer:
                 self._release(pointer["run_id"])
-        self._store.put_json(self._pointer, {"run_id": run["run_id"], "number": number, "request_id": request_id})
+        pointer |= {"run_id": run["run_id"], "number": number, "request_id": request_id}
+        self._store.put_json(self._pointer, {**pointer, "started": False})
         self._arm(datetime.fromisoformat(run["deadline"]))
         # Zone rebalancing would replace a training box for symmetry's sake.
         self._autoscaling.suspend_processes(AutoScalingGroupName=self._group, ScalingProcesses=["AZRebalance"])
         # Together: a scheduled action of an earlier run may have left the maximum at 0.
         self._scale(minimum=0, maximum=1, desired=1)
+        self._store.put_json(self._pointer, {**pointer, "started": True})
         self._announce(run["run_id"], lambda: notices.started(run, warning))
         return str(run["run_id"])
 

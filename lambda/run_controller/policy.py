@@ -25,7 +25,8 @@ class Request:
     request_id: str
     spec: dict[str, Any]
     old_spec: dict[str, Any] | None
-    rolling_back: bool
+    undoes: str | None = None
+    """The id of the update that is being rolled back; None: this is no rollback."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def decide(request: Request, current: Current | None) -> Decision:
     active = current is not None and not current.ended
     if request.kind == "Delete":
         return Decision(Action.STOP, "the stack is being deleted")
-    if request.rolling_back:
+    if request.undoes is not None:
         return _roll_back(request, current)
     if current is not None and current.request_id == request.request_id:
         return Decision(Action.NOTHING if current.ended else Action.START, "this request was delivered before")
@@ -82,14 +83,14 @@ def _limits(request: Request, current: Current, otherwise: str) -> Decision:
 
 
 def _roll_back(request: Request, current: Current | None) -> Decision:
-    """The failed update's properties arrive as the old ones: end what they started, take back the limits that they
+    """The failed update's properties arrive as the old ones: end the run that it started, take back the limits that it
     changed, and nothing else."""
-    if current is None or current.ended or request.old_spec is None:
+    if current is None or current.ended:
         return Decision(Action.NOTHING, "the stack is rolling back")
+    if current.request_id == request.undoes:
+        return Decision(Action.STOP, "the update that started this run is being rolled back")
     if _same(current.spec, request.spec):
         return _limits(request, current, "is not touched by the rollback")
-    if _same(current.spec, request.old_spec):
-        return Decision(Action.STOP, "the update that started this run is being rolled back")
     return Decision(Action.NOTHING, "the stack is rolling back")
 
 

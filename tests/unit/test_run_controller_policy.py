@@ -20,8 +20,8 @@ OFF = {**SPEC, "create_instance": False}
 RESUME = {**SPEC, "resume": {"run_id": "run-1a2b3c4d-1", "said": {}}}
 
 
-def request(kind="Update", spec=SPEC, old=None, rolling_back=False, request_id="new"):
-    return Request(kind, request_id, spec, old, rolling_back)
+def request(kind="Update", spec=SPEC, old=None, undoes=None, request_id="new"):
+    return Request(kind, request_id, spec, old, undoes)
 
 
 def run(spec=SPEC, ended=False, request_id="old"):
@@ -62,10 +62,16 @@ def test_switching_the_instance_off_stops_an_active_run_and_on_again_starts_one(
 
 
 def test_a_rollback_ends_what_the_failed_update_started_and_nothing_else():
-    started = run(spec=OTHER)
-    assert decide(request(spec=SPEC, old=OTHER, rolling_back=True), started).action is Action.STOP
-    untouched = run(spec=SPEC)
-    assert decide(request(spec=SPEC, old=OTHER, rolling_back=True), untouched).action is Action.NOTHING
+    rollback = request(spec=SPEC, old=OTHER, undoes="failed")
+    assert decide(rollback, run(spec=OTHER, request_id="failed")).action is Action.STOP
+    assert decide(rollback, run(spec=SPEC)).action is Action.NOTHING
+    assert decide(rollback, run(spec=OTHER)).action is Action.NOTHING, "an earlier update started it"
+
+
+def test_a_rollback_ends_a_run_even_if_what_was_deployed_before_looks_the_same():
+    for before, after in ((OFF, SPEC), (LONGER, SPEC), (SPEC, AGAIN)):
+        rollback = request(spec=before, old=after, undoes="failed")
+        assert decide(rollback, run(spec=after, request_id="failed")).action is Action.STOP
 
 
 def test_limits_change_under_an_active_run_and_nothing_else_does():
@@ -80,7 +86,7 @@ def test_limits_of_an_ended_run_start_nothing():
 
 
 def test_a_rollback_takes_limits_back():
-    assert decide(request(spec=SPEC, old=LONGER, rolling_back=True), run()).action is Action.LIMIT
+    assert decide(request(spec=SPEC, old=LONGER, undoes="failed"), run()).action is Action.LIMIT
 
 
 def test_new_run_starts_another_with_the_same_settings_once():
@@ -108,7 +114,7 @@ currents = st.none() | st.builds(run, spec=specs, ended=st.booleans(), request_i
 
 @given(specs, st.none() | specs, currents)
 def test_a_rollback_is_never_refused_and_never_starts_anything(spec, old, current):
-    assert decide(request(spec=spec, old=old, rolling_back=True), current).action in (
+    assert decide(request(spec=spec, old=old, undoes="old"), current).action in (
         Action.NOTHING, Action.STOP, Action.LIMIT
     )  # fmt: skip
 
@@ -125,9 +131,9 @@ def test_no_request_starts_a_second_run_beside_an_active_one(spec, old, current,
         assert current.request_id == "new", "only the request that began this run may go on with it"
 
 
-@given(specs, st.none() | specs, currents, st.booleans())
-def test_limits_never_change_on_a_run_that_has_other_settings_or_has_ended(spec, old, current, rolling_back):
-    decision = decide(request(spec=spec, old=old, rolling_back=rolling_back), current)
+@given(specs, st.none() | specs, currents, st.sampled_from([None, "old", "new"]))
+def test_limits_never_change_on_a_run_that_has_other_settings_or_has_ended(spec, old, current, undoes):
+    decision = decide(request(spec=spec, old=old, undoes=undoes), current)
     if decision.action is Action.LIMIT:
         assert current is not None
         assert not current.ended
