@@ -31,6 +31,14 @@ def training(stage: Stage, run_id: str, attempt: int = 1) -> dict:
     return stage.wait(f"attempt {attempt} trains", beat, run_id)
 
 
+def holders(stage: Stage) -> set[str]:
+    """Runs for whose sake an image is kept, as the tags in DataStack's repository say."""
+    repository = contract.repository_name("default")
+    images = stage.cloud.client("ecr").describe_images(repositoryName=repository)["imageDetails"]
+    assert images, "the image itself stays"
+    return {tag for image in images for tag in image.get("imageTags", []) if tag.startswith(contract.RUN_TAG_PREFIX)}
+
+
 def test_training_stack_without_data_stack_says_so_and_creates_nothing(stage: Stage):
     before = stage.stacks()
     result = stage.cdk("deploy", "TrainingStack", "--require-approval", "never", "-c", "lab=elsewhere", **SHORT)
@@ -53,6 +61,7 @@ def test_runs_that_finish(stage: Stage):
     assert run is not None
     assert run["settings"]["training"]["max_steps"] == 4, "the shell's variables reach the run"
     assert "@sha256:" in run["image"]
+    assert holders(stage) == {contract.image_tag(run_id)}
     (group,) = stage.autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[first["AutoScalingGroupName"]])[
         "AutoScalingGroups"
     ]
@@ -68,6 +77,7 @@ def test_runs_that_finish(stage: Stage):
     second = stage.deploy(**SHORT, LLM_TRAINING__LEARNING_RATE="3e-4")["RunId"]
     assert second != run_id
     assert second.endswith("-2")
+    assert holders(stage) == {contract.image_tag(second)}
     assert finished(stage, second)["reason"] == "succeeded", stage.log(second)
     assert stage.objects(keys.prefix) == objects
 
@@ -75,6 +85,7 @@ def test_runs_that_finish(stage: Stage):
     assert destroyed.returncode == 0, destroyed.stdout
     assert stage.stacks() == {"CDKToolkit", "DataStack"}
     assert stage.objects(keys.prefix) == objects, "results outlive their stack"
+    assert holders(stage) == set()
 
 
 def test_a_run_that_is_disturbed_and_then_destroyed(stage: Stage, tmp_path: Path):
@@ -131,5 +142,23 @@ def test_the_box_stops_with_a_checkpoint_before_its_deadline(stage: Stage, tmp_p
     training(stage, run_id)
     outcome = finished(stage, run_id)
     assert (outcome["reason"], outcome["by"]) == ("expired", "box"), stage.log(run_id)
-    assert stage.verified_step(run_id, tmp_path / "checkpoint")
+    saved = stage.verified_step(run_id, tmp_path / "checkpoint")
+    assert saved
+
+    # Continued under a new limit: refused with another setting, then from the very step, and stopped by `lab stop`.
+    resume = ("-c", f"resume={run_id}", "-c", "max_runtime_hours=1")
+    other = {**LONG, "LLM_TRAINING__MAX_STEPS": "999"}
+    refused = stage.cdk("deploy", "TrainingStack", "--require-approval", "never", *resume, **other)
+    assert refused.returncode != 0
+    assert "LLM_TRAINING__MAX_STEPS=999 (the run has 1000000)" in " ".join(refused.stdout.split())
+    second = stage.deploy(*resume, **LONG)["RunId"]
+    training(stage, second)
+    stage.wait("a step of its own", lambda: stage.heartbeat(second).get("step", 0) > saved, second)
+    assert stage.heartbeat(second)["resumed_from_step"] == saved
+    stopped = stage.lab("stop")
+    assert stopped.returncode == 0, stopped.stdout
+    assert f"lab resume {second}" in stopped.stdout
+    assert finished(stage, second)["reason"] == "stopped", stage.log(second)
+    assert (stage.verified_step(second, tmp_path / "stopped") or 0) > saved
+    assert stage.outcome(run_id) == outcome, "the first run's end stands"
     assert stage.cdk("destroy", "TrainingStack", "--force", **LONG).returncode == 0
