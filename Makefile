@@ -5,7 +5,7 @@ BIN := .venv/bin
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: setup demo smoke-aws test lint fmt clean test-docker sbom checkov bench-synth bench-image
+.PHONY: setup demo smoke-aws test lint fmt clean test-docker sbom checkov bench-synth bench-image bench-transfer bench-checkpoint
 
 setup: .venv/.ready ## Virtual environment, `lab` command, pinned CDK CLI; does nothing when nothing changed
 
@@ -39,8 +39,14 @@ checkov: setup ## checkov over every variant's templates, in a virtual environme
 bench-image: setup ## How large the image is; IMAGE=<name> VARIANT=cpu|gpu: one that Docker has, measured layer by layer
 	$(BIN)/python benchmarks/bench_image.py $(if $(IMAGE),--image "$(IMAGE)") $(if $(VARIANT),--variant $(VARIANT))
 
+bench-checkpoint: setup ## What checkpoints cost, and how soon one is safe; five minutes, best on a quiet machine
+	$(BIN)/python benchmarks/bench_checkpoint.py
+
 bench-synth: setup ## How long `cdk synth` takes, beside an app of two resources; best on a quiet machine
 	$(BIN)/python benchmarks/bench_synth.py
+
+bench-transfer: setup ## How long a box's downloads take, beside `aws s3 sync`; SMALL=<files> LARGE=<MB>: less than 10000 and 2000
+	$(BIN)/python benchmarks/bench_transfer.py $(if $(SMALL),--small-files $(SMALL)) $(if $(LARGE),--large-mb $(LARGE))
 
 fmt: setup
 	$(BIN)/ruff format .

@@ -8,8 +8,8 @@ import hashlib
 import json
 import shutil
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -19,7 +19,7 @@ from training_image import checkpoints
 from training_image.checkpoints import CheckpointId, Manifest
 from training_image.contract import COMPLETE_MARKER, MANIFEST_NAME, RunKeys
 from training_image.publisher import Publisher
-from training_image.store import MissingObject, StoredObject
+from training_image.store import MissingObject
 
 KEYS = RunKeys("run")
 SETTINGS = "s"
@@ -64,8 +64,7 @@ class ModelStore:
         return self.objects.get(key)
 
     def list(self, prefix):
-        now = datetime.now(UTC)
-        return [StoredObject(key, len(body), now) for key, body in self.objects.items() if key.startswith(prefix)]
+        return [SimpleNamespace(key=key) for key in self.objects if key.startswith(prefix)]
 
     def download(self, files):
         for key, path in files.items():
