@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from lab.chaos.plan import Kind
 from lab.local_cloud.cloud import LocalCloud, LocalCloudError
 from lab.local_cloud.faults import NOTICE_SECONDS, UnknownFaultError
 
@@ -86,6 +87,7 @@ def chaos(
     report: Annotated[Path | None, typer.Option("--json", help="Write what happened here.")] = None,
     base_model: Annotated[Path | None, typer.Option(help="A Transformers model folder.")] = None,
     data: Annotated[Path | None, typer.Option(help="A JSONL file.")] = None,
+    only: Annotated[list[Kind] | None, typer.Option(help="Only this kind of fault; may be repeated.")] = None,
 ) -> None:
     """Disturb runs at random, and compare each one's adapter with that of a run that nobody disturbed."""
     import os
@@ -101,14 +103,26 @@ def chaos(
             sample.save_model(base_model)
         variables = {key: value for key, value in os.environ.items() if key.startswith("LLM_")}
         options = series.Options(
-            ROOT, folder, runs, seed, base_model, data or sample.write_data(folder / "train.jsonl"), variables
+            ROOT,
+            folder,
+            runs,
+            seed,
+            base_model,
+            data or sample.write_data(folder / "train.jsonl"),
+            variables,
+            only or tuple(Kind),
         )
         try:
             found = series.chaos(options, lambda text: print(text, flush=True))
-        except (CdkError, LocalCloudError) as error:
+        except (CdkError, LocalCloudError, ValueError) as error:
             raise _fail(str(error)) from None
     if report is not None:
         report.write_text(json.dumps(found, indent=1) + "\n")
+    faults = found["faults"]
+    print(
+        f"{faults['struck']} of {faults['planned']} planned faults struck, "
+        f"{faults['struck_between_checkpoints']} between the first and the last checkpoint."
+    )
     for kind, why in found["skipped"].items():
         print(f"skipped: {kind}: {why}")
     for problem in found["problems"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from lab.chaos.plan import ENDS_A_BOX, PHASES, Fault, Kind, plan
 from lab.chaos.strike import Striker, remove_small_disk, small_disk
 from lab.demo.cdk import Cdk
 from lab.demo.record import outputs
+from lab.local_cloud import clock
 from lab.local_cloud.cloud import LocalCloud
 from training_image import checkpoints
 from training_image.contract import DATA_STACK, TRAINING_STACK, Reason, RunKeys
@@ -33,10 +34,10 @@ SETTINGS = {
     variable("lora", "lora_dropout"): "0.1",  # random numbers at every step: a resume that loses their state shows
 }
 MAX_ATTEMPTS = 20
-REACH_SECONDS = 300.0
+REACH_SECONDS = 900.0
 """A fault's moment, or the end of a run, that has not come by then is a failure."""
 POLL_SECONDS = 0.05
-_BLURS = {Kind.S3_REFUSES, Kind.S3_DROPS, Kind.S3_SLOW, Kind.CORRUPT, Kind.DISK_FULL}
+_BLURS = {Kind.S3_REFUSES, Kind.S3_DROPS, Kind.S3_SLOW, Kind.KILL_UPLOADING, Kind.CORRUPT, Kind.DISK_FULL}
 """After these more than one interval may be repeated: no checkpoint could be published, or the newest is gone."""
 
 
@@ -52,6 +53,8 @@ class Options:
     data: Path
     variables: Mapping[str, str] = field(default_factory=dict)
     """``LLM_*`` that win over ``SETTINGS``."""
+    only: Collection[Kind] = tuple(Kind)
+    """The kinds of fault to choose from."""
 
     @property
     def settings(self) -> dict[str, str]:
@@ -63,17 +66,22 @@ def chaos(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
 
     Raises:
         CdkError, LocalCloudError: the stage could not be set.
+        ValueError: no such series can be planned.
     """
     cloud = LocalCloud(options.folder)
     boxes = cloud.state / "boxes"
     model_bytes = sum(path.stat().st_size for path in options.base_model.iterdir())
     shutil.rmtree(boxes, ignore_errors=True)
-    skipped = {Kind.CLOCK_JUMP: "libfaketime is not driven by this command yet"}
-    if no_disk := small_disk(boxes, 2**30 + 6 * model_bytes):
-        skipped[Kind.DISK_FULL] = no_disk
+    skipped = {}
     try:
+        if no_disk := small_disk(boxes, 2**30 + 6 * model_bytes):
+            skipped[Kind.DISK_FULL] = no_disk
+        try:
+            clock.preload(cloud.state)
+        except clock.ClockError as error:
+            skipped[Kind.CLOCK_JUMP] = str(error)
         with cloud:
-            return _series(options, cloud, skipped, say)
+            return _series(options, cloud, {kind: why for kind, why in skipped.items() if kind in options.only}, say)
     finally:
         remove_small_disk(boxes)
 
@@ -83,7 +91,7 @@ def _series(
 ) -> dict[str, Any]:
     steps = int(options.settings[variable("training", "max_steps")])
     save_steps = int(options.settings[variable("training", "save_steps")])
-    available = [kind for kind in Kind if kind not in skipped]
+    available = [kind for kind in options.only if kind not in skipped]
     planned = plan(options.seed, options.runs, steps=steps, save_steps=save_steps, available=available)
     stage = Stage(options, cloud)
     reference = stage.run(0, ())
@@ -94,14 +102,25 @@ def _series(
         run["equal"] = run["adapter_sha256"] is not None and run["adapter_sha256"] == reference["adapter_sha256"]
         run["problems"] = problems(run, steps, save_steps)
         runs.append(run)
-        what = ", ".join(f"{fault['kind']} at {fault['when']}" for fault in run["faults"])
+        done = {True: "", False: " (never struck)"}
+        what = ", ".join(f"{fault['kind']} at {fault['when']}{done[fault['struck']]}" for fault in run["faults"])
         verdict = "; ".join(run["problems"]) or "same adapter"
         say(f"run {number}: {what}: {run['attempts']} attempts, repeated {run['repeated_steps']}: {verdict}")
     found = [f"run {run['number']}: {text}" for run in runs for text in run["problems"]]
     if reference["outcome"] != Reason.SUCCEEDED:
         found.insert(0, f"the reference run ended as {reference['outcome']}: {reference['detail']}")
+    struck = [fault for run in runs for fault in run["faults"] if fault["struck"]]
+    last = (steps - 1) // save_steps * save_steps
+    inside = [fault for fault in struck if fault["phase"] == "training" and save_steps < (fault["step"] or 0) < last]
+    if 2 * len(inside) < len(struck):
+        found.append(f"only {len(inside)} of {len(struck)} faults struck between the first and the last checkpoint")
     return {
         "seed": options.seed,
+        "faults": {
+            "planned": sum(len(run["faults"]) for run in runs),
+            "struck": len(struck),
+            "struck_between_checkpoints": len(inside),
+        },
         "reference": reference,
         "skipped": {str(kind): why for kind, why in skipped.items()},
         "runs": runs,
@@ -118,11 +137,15 @@ def problems(run: dict[str, Any], steps: int, save_steps: int) -> list[str]:
         found.append("its adapter is not that of the undisturbed run")
     if run["lost_steps"]:
         found.append(f"{run['lost_steps']} of {steps} steps are missing or doubled in its record")
+    if run["ended_by_attempt"] != run["attempts"]:
+        found.append(f"attempt {run['ended_by_attempt']} ended it, although attempt {run['attempts']} had taken over")
     for fault, resumed in _resumed_after(run):
         if fault["kind"] != Kind.CORRUPT and resumed < fault["durable_step"]:
             found.append(f"the checkpoint of step {fault['durable_step']} was lost: resumed from {resumed}")
     for attempt, again in zip(run["boxes"], run["repeated_steps"], strict=False):
-        kinds = {fault["kind"] for fault in run["faults"] if fault["instance"] == attempt["instance"]}
+        kinds = {fault["kind"] for fault in _struck(run, attempt)}
+        if kinds <= {Kind.CLOCK_JUMP}:
+            found.append(f"attempt {attempt['number']} ended, and nothing that was done to it should end it")
         if kinds == {Kind.NOTICE} and again:
             found.append(f"attempt {attempt['number']} had notice, and yet {again} steps were repeated")
         if not kinds & _BLURS and again > save_steps:
@@ -133,9 +156,14 @@ def problems(run: dict[str, Any], steps: int, save_steps: int) -> list[str]:
 def _resumed_after(run: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
     """Faults that ended a box, with the step that the next attempt resumed from."""
     for attempt, resumed in zip(run["boxes"], run["resumed_steps"], strict=False):
-        for fault in run["faults"]:
-            if fault["instance"] == attempt["instance"] and "durable_step" in fault:
+        for fault in _struck(run, attempt):
+            if "durable_step" in fault:
                 yield fault, resumed
+
+
+def _struck(run: dict[str, Any], attempt: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was done to the box of this attempt."""
+    return [fault for fault in run["faults"] if fault["struck"] and fault["instance"] == attempt["instance"]]
 
 
 class Stage:
@@ -163,6 +191,8 @@ class Stage:
         began = time.monotonic()
         variables = {variable("model", "base_model"): self._base, **self._options.settings}
         options = ["--require-approval", "never", "-c", f"new_run=chaos-{number}", "-c", f"max_attempts={MAX_ATTEMPTS}"]
+        # Only where it is needed: what is preloaded touches every process of a box.
+        self._cloud.fault("movable-clocks", on=any(fault.kind is Kind.CLOCK_JUMP for fault in faults))
         self._cdk.run("deploy", TRAINING_STACK, *options, variables=variables)
         stack = self._outputs(TRAINING_STACK)
         keys = RunKeys(stack["RunId"])
@@ -182,6 +212,7 @@ class Stage:
             "outcome": outcome["reason"],
             "detail": outcome["detail"],
             "attempts": len(found),
+            "ended_by_attempt": outcome.get("attempts"),
             "boxes": [{"number": attempt.number, "instance": attempt.instance} for attempt in found],
             "resumed_steps": [attempt.resumed_from for attempt in found[1:]],
             "repeated_steps": observe.repeated(found),
@@ -191,8 +222,10 @@ class Stage:
         }
 
     def _strike(self, striker: Striker, keys: RunKeys, fault: Fault) -> dict[str, Any]:
-        """Wait for the fault's moment and do it; ``instance`` None: the moment never came."""
-        said: dict[str, Any] = {"kind": fault.kind, "when": fault.when, "instance": None, "step": None, "phase": None}
+        """Wait for the fault's moment and do it. Not ``struck``: the moment never came (``instance`` None), or there
+        was nothing to do it to any more."""
+        said: dict[str, Any] = {"kind": fault.kind, "when": fault.when, "struck": False}
+        said.update(dict.fromkeys(("instance", "step", "phase")))
         box: Path | None = None
 
         def due() -> bool:
@@ -205,8 +238,8 @@ class Stage:
             return said
         status = observe.status(box)
         said.update(instance=box.name, step=status.get("step"), phase=status.get("phase") or "booting")
-        striker.strike(fault.kind, box.name, keys)
-        if fault.kind in ENDS_A_BOX:  # the next fault is for the box that comes after
+        said["struck"] = striker.strike(fault.kind, box.name, keys)
+        if said["struck"] and fault.kind in ENDS_A_BOX:  # the next fault is for the box that comes after
             self._until(lambda: box.name not in self._live() or self._outcome(keys) is not None)
             durable = checkpoints.published(self._store, keys)
             said["durable_step"] = max((item.step for item in durable), default=0)

@@ -15,19 +15,24 @@ class Kind(StrEnum):
     KILL_TRAINER = "kill-trainer"
     KILL_SUPERVISOR = "kill-supervisor"
     KILL_MACHINE = "kill-machine"
+    KILL_UPLOADING = "kill-uploading"  # the machine, when part of a checkpoint is in S3 and part of it is not
     S3_REFUSES = "s3-refuses"  # 503 SlowDown to everything, for a while
     S3_DROPS = "s3-drops"  # uploads lose their connection half way, for a while
     S3_SLOW = "s3-slow"
     TWO_BOXES = "two-boxes"  # a second box of the same run
     CORRUPT = "corrupt"  # the newest checkpoint's bytes change in S3; then the machine dies
     DISK_FULL = "disk-full"
-    CLOCK_JUMP = "clock-jump"
+    CLOCK_JUMP = "clock-jump"  # of the wall clock, forth and back
 
 
 ENDS_A_BOX = {
-    Kind.NOTICE, Kind.KILL_TRAINER, Kind.KILL_SUPERVISOR, Kind.KILL_MACHINE, Kind.TWO_BOXES, Kind.CORRUPT,
+    Kind.NOTICE, Kind.KILL_TRAINER, Kind.KILL_SUPERVISOR, Kind.KILL_MACHINE, Kind.KILL_UPLOADING, Kind.TWO_BOXES,
+    Kind.CORRUPT,
 }  # fmt: skip
-NEEDS_A_CHECKPOINT = {Kind.CORRUPT}
+ONLY_WHILE_TRAINING = {Kind.CORRUPT, Kind.KILL_UPLOADING}
+"""They need a checkpoint, or one that comes."""
+NEEDS_THE_CONTAINER = {Kind.KILL_TRAINER, Kind.KILL_SUPERVISOR}
+"""A box that boots does not have it yet."""
 PHASES = ("booting", "loading", "evaluating_before", "evaluating_after", "uploading")
 """Moments outside of the training steps, in their order."""
 MOST_FAULTS = 3
@@ -70,11 +75,12 @@ def plan(
 def _one_run(
     source: random.Random, deck: list[Kind], first: int, last: int, kinds: Sequence[Kind]
 ) -> tuple[Fault, ...]:
-    inside = sorted(source.sample(range(first + 1, last), k=min(source.randint(1, MOST_FAULTS - 1), last - first - 1)))
+    inside = sorted(source.sample(range(first + 1, last), k=min(source.randint(1, MOST_FAULTS), last - first - 1)))
     faults = [Fault(_deal(source, deck, kinds), at_step=step) for step in inside]
-    if source.random() < len(inside) / MOST_FAULTS:  # never more outside than inside
+    if len(inside) < MOST_FAULTS and source.random() < len(inside) / MOST_FAULTS:  # never more outside than inside
         phase = source.choice(PHASES)
-        outside = [kind for kind in kinds if kind not in NEEDS_A_CHECKPOINT]
+        never = ONLY_WHILE_TRAINING | (NEEDS_THE_CONTAINER if phase == PHASES[0] else set())
+        outside = [kind for kind in kinds if kind not in never]
         if outside:
             fault = Fault(_deal(source, deck, outside), phase=phase)
             faults.insert(0 if PHASES.index(phase) < PHASES.index("evaluating_after") else len(faults), fault)

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import psutil
 from lab.chaos.plan import Kind
 from lab.local_cloud import processes
 from lab.local_cloud.cloud import LocalCloud
+from lab.local_cloud.faults import UnknownFaultError
 from training_image import checkpoints
 from training_image.contract import RunKeys
 from training_image.store import Store
@@ -23,6 +24,9 @@ from training_image.store import Store
 NOTICE_SECONDS = 60.0
 OUTAGE_SECONDS = 5.0
 SECOND_BOX_SECONDS = 120.0
+CHECKPOINT_SECONDS = 60.0
+JUMPS = (240.0, -240.0, 0.0)
+"""Seconds that the clock is off, one after the other: AWS takes no signature that is off by more than five minutes."""
 
 
 class Striker:
@@ -32,58 +36,89 @@ class Striker:
         self._cloud, self._store, self._group = cloud, store, group
         self._autoscaling = cloud.client("autoscaling")
 
-    def strike(self, kind: Kind, instance: str, keys: RunKeys) -> None:
-        """Returns when the fault is over, or has been handed to the cloud."""
+    def strike(self, kind: Kind, instance: str, keys: RunKeys) -> bool:
+        """Returns when the fault is over, or has been handed to the cloud; False: there was nothing to do it to."""
         match kind:
             case Kind.NOTICE:
-                self._cloud.fault("interrupt", instance=instance, seconds=NOTICE_SECONDS)
+                return self._ask("interrupt", instance=instance, seconds=NOTICE_SECONDS)
             case Kind.KILL_MACHINE:
-                self._cloud.fault("kill", instance=instance)
+                return self._ask("kill", instance=instance)
+            case Kind.KILL_UPLOADING:
+                return self._kill_uploading(instance, keys)
             case Kind.KILL_TRAINER:
-                self._kill(instance, "training_image.train")
+                return self._kill(instance, "training_image.train")
             case Kind.KILL_SUPERVISOR:
-                self._kill(instance, "training_image.supervisor")
+                return self._kill(instance, "training_image.supervisor")
             case Kind.S3_REFUSES:
-                self._outage(refuse=True)
+                return self._outage(refuse=True)
             case Kind.S3_DROPS:
-                self._outage(drop_uploads=True)
+                return self._outage(drop_uploads=True)
             case Kind.S3_SLOW:
-                self._outage(bytes_per_second=50_000.0, latency_seconds=0.5)
+                return self._outage(bytes_per_second=50_000.0, latency_seconds=0.5)
             case Kind.TWO_BOXES:
-                self._second_box(instance)
+                return self._second_box(instance)
             case Kind.CORRUPT:
-                self._corrupt(keys)
-                self._cloud.fault("kill", instance=instance)
+                return self._corrupt(keys) and self._ask("kill", instance=instance)
             case Kind.DISK_FULL:
-                self._fill_disk()
-            case _:
-                raise ValueError(f"{kind} cannot be done here: plan() must not be given it")
+                return self._fill_disk()
+            case Kind.CLOCK_JUMP:
+                return self._jump(instance)
 
-    def _outage(self, **settings: Any) -> None:
+    def _ask(self, fault: str, **details: Any) -> bool:
+        """Whether the box was still there for it."""
+        try:
+            self._cloud.fault(fault, **details)
+        except UnknownFaultError:
+            return False
+        return True
+
+    def _outage(self, **settings: Any) -> bool:
+        with self._disturbed(**settings):
+            time.sleep(OUTAGE_SECONDS)
+        return True
+
+    @contextlib.contextmanager
+    def _disturbed(self, **settings: Any) -> Iterator[None]:
         self._cloud.fault("s3", settings=settings)
         try:
-            time.sleep(OUTAGE_SECONDS)
+            yield
         finally:
             self._cloud.fault("s3", settings={})
 
-    def _kill(self, instance: str, module: str) -> None:
+    def _kill(self, instance: str, module: str) -> bool:
         """SIGKILL to the process of the box that runs ``module``; a box that has none yet or any more is left alone."""
+        killed = False
         for process in processes.marked("DESTDIR", str(self._cloud.state / "boxes" / instance)):
             with contextlib.suppress(psutil.Error):
                 if module in process.cmdline():
                     process.send_signal(signal.SIGKILL)
+                    killed = True
+        return killed
 
-    def _second_box(self, instance: str) -> None:
+    def _kill_uploading(self, instance: str, keys: RunKeys) -> bool:
+        """The next checkpoint's upload takes long; the machine goes when the first of its objects is there."""
+        before = self._checkpoint_objects(keys)
+        with self._disturbed(latency_seconds=1.0, bytes_per_second=50_000.0, only_keys_with=f"/{keys.checkpoints}"):
+            return wait_for(
+                lambda: bool(self._checkpoint_objects(keys) - before) or instance not in self._members(),
+                CHECKPOINT_SECONDS,
+            ) and self._ask("kill", instance=instance)
+
+    def _checkpoint_objects(self, keys: RunKeys) -> set[str]:
+        return {item.key for item in self._store.list(keys.checkpoints)}
+
+    def _second_box(self, instance: str) -> bool:
         """Another box beside a live one, as after a network partition: only one of them may go on."""
         group = {"AutoScalingGroupName": self._group, "ScalingProcesses": ["Launch"]}
         self._size(2)
         try:
-            wait_for(lambda: len(self._members()) > 1, SECOND_BOX_SECONDS)
+            came = wait_for(lambda: len(self._members()) > 1, SECOND_BOX_SECONDS)
             self._autoscaling.suspend_processes(**group)  # or a third box would take the place of the one that leaves
             wait_for(lambda: instance not in self._members(), SECOND_BOX_SECONDS)
         finally:
             self._size(1)
             self._autoscaling.resume_processes(**group)
+        return came
 
     def _size(self, boxes: int) -> None:
         self._autoscaling.update_auto_scaling_group(
@@ -94,18 +129,26 @@ class Striker:
         found = self._autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[self._group])
         return [member["InstanceId"] for group in found["AutoScalingGroups"] for member in group["Instances"]]
 
-    def _corrupt(self, keys: RunKeys) -> None:
+    def _corrupt(self, keys: RunKeys) -> bool:
         """Another byte in the middle of the largest file of the newest checkpoint."""
         newest = max(checkpoints.published(self._store, keys), default=None)
         if newest is None:
-            return
+            return False
         files = self._store.list(keys.checkpoint(newest.step, newest.attempt))
         victim = max(files, key=lambda item: item.size)
         body = bytearray(self._store.read(victim.key) or b"")
         body[len(body) // 2] ^= 0xFF
         self._store.put(victim.key, bytes(body))
+        return True
 
-    def _fill_disk(self) -> None:
+    def _jump(self, instance: str) -> bool:
+        for seconds in JUMPS:
+            if not self._ask("clock", instance=instance, seconds=seconds):
+                return seconds != JUMPS[0]
+            time.sleep(OUTAGE_SECONDS)
+        return True
+
+    def _fill_disk(self) -> bool:
         filler = self._cloud.state / "boxes" / "filler"
         try:
             with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
@@ -114,6 +157,7 @@ class Striker:
             time.sleep(OUTAGE_SECONDS)
         finally:
             filler.unlink(missing_ok=True)
+        return True
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> bool:

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import psutil
 
-from lab.local_cloud import processes
+from lab.local_cloud import clock, processes
 from lab.local_cloud.images import EngineError, ImageConfig, inside
 
 DEFAULT_STOP_SECONDS = 10
 KILLED = 137
-PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_EC2_METADATA_SERVICE_ENDPOINT", "DESTDIR")
+PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_EC2_METADATA_SERVICE_ENDPOINT", "DESTDIR", *clock.VARIABLES)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lab.local_cloud import events
+from lab.local_cloud import clock, events
 from lab.local_cloud.hooks import Module
 
 if TYPE_CHECKING:  # the client's side needs neither
@@ -82,6 +82,7 @@ class Faults:
 
         Raises:
             UnknownFaultError: no such fault or instance.
+            ClockError: clocks cannot be moved on this machine.
         """
         match request:
             case {"fault": "no-capacity", "on": bool(on)}:
@@ -92,6 +93,11 @@ class Faults:
             case {"fault": "interrupt", "instance": str(instance), "seconds": int() | float() as seconds}:
                 self._known(instance)
                 self._interrupt(instance, float(seconds))
+            case {"fault": "movable-clocks", "on": bool(on)}:
+                self._runner.preloaded = clock.preload(self._runner.state) if on else ""
+            case {"fault": "clock", "instance": str(instance), "seconds": int() | float() as seconds}:
+                self._known(instance)
+                self._move_clock(instance, float(seconds))
             case {"fault": "rebalance", "instance": str(instance)}:
                 self._known(instance)
                 stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -109,6 +115,12 @@ class Faults:
     def _known(self, instance: str) -> None:
         if not self._runner.is_running(instance):
             raise UnknownFaultError(f"There is no running instance {instance!r}.")
+
+    def _move_clock(self, instance: str, seconds: float) -> None:
+        box = self._runner.state / "boxes" / instance
+        if not clock.is_movable(box):
+            raise UnknownFaultError(f"The clock of {instance} stands fast: it started without movable-clocks.")
+        clock.move(box, seconds)
 
     def _interrupt(self, instance: str, seconds: float) -> None:
         """Notice in the metadata now, the end after ``seconds``."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.local_cloud import docker_engine, events, processes
+from lab.local_cloud import clock, docker_engine, events, processes
 from lab.local_cloud.hooks import Module
 from lab.local_cloud.imds import Metadata, tree
 from lab.local_cloud.init import USER_DATA
@@ -54,6 +54,8 @@ class Runner:
 
     def __init__(self, state: Path, endpoint: str) -> None:
         self.state, self.endpoint = state, endpoint
+        self.preloaded = ""
+        """What lets the clocks of boxes that start from now on be moved, see ``clock.preload``; empty: nothing."""
         self._boxes: dict[str, Box] = {}
         self._lock = threading.RLock()
         iam = Module("ministack.services.iam")
@@ -97,6 +99,7 @@ class Runner:
             "DESTDIR": str(directory),
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.url,
+            **(clock.environment(directory, self.preloaded) if self.preloaded else {}),
         }
         with (directory / "var/log/init.log").open("wb") as log:
             process = subprocess.Popen(

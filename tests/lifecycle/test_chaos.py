@@ -11,8 +11,10 @@ from lab.chaos.chaos import Options, chaos
 from lab.chaos.plan import Kind
 
 ROOT = Path(__file__).parents[2]
-SEED = 16
-"""Plans a killed trainer, an interruption with notice, and a second box of the same run."""
+SEED = 84
+KINDS = (Kind.TWO_BOXES, Kind.KILL_UPLOADING, Kind.CORRUPT)
+"""In the order in which the seed deals them: without fencing, manifest-last, verification at restore or the state of the
+random numbers, this one run shows it."""
 
 pytestmark = pytest.mark.lifecycle
 
@@ -20,15 +22,14 @@ pytestmark = pytest.mark.lifecycle
 def test_a_run_that_is_disturbed_three_times_ends_with_the_same_adapter(tmp_path: Path):
     model = tmp_path / "model"
     sample.save_model(model)
-    options = Options(ROOT, tmp_path, 1, SEED, model, sample.write_data(tmp_path / "train.jsonl"))
-    report = chaos(options, print)
+    data = sample.write_data(tmp_path / "train.jsonl")
+    report = chaos(Options(ROOT, tmp_path, 1, SEED, model, data, only=KINDS), print)
     assert report["problems"] == []
     assert report["reference"]["attempts"] == 1
     (run,) = report["runs"]
-    assert [fault["kind"] for fault in run["faults"]] == [Kind.KILL_TRAINER, Kind.NOTICE, Kind.TWO_BOXES]
-    struck = [fault for fault in run["faults"] if fault["instance"]]
-    assert len(struck) >= 2, "on a fast machine the last moment may never come"
-    assert run["attempts"] >= 2
+    assert [fault["kind"] for fault in run["faults"]] == list(KINDS)
+    assert report["faults"]["struck"] >= 2, "on a fast machine the last moment may never come"
+    assert run["attempts"] >= report["faults"]["struck"], "each of them ends a box"
     assert run["equal"]
     assert run["lost_steps"] == 0
     assert run["outcome"] == "succeeded"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,44 @@ def writer(lab: Lab) -> Iterator[Path]:
     yield directory
     lab.cloud.fault("s3", settings={})
     lab.asg.update_auto_scaling_group(AutoScalingGroupName=name, MinSize=0, MaxSize=0, DesiredCapacity=0)
+
+
+CLOCK = """#!/bin/bash
+exec python3 - <<'PY'
+import os, time
+from pathlib import Path
+path, began = Path(os.environ["DESTDIR"]) / "clocks", time.monotonic()
+while True:
+    with path.open("a") as file:
+        print(time.time(), time.monotonic() - began, file=file)
+    time.sleep(0.05)
+PY
+"""
+
+
+def test_a_clock_jumps_forth_and_back_and_time_goes_on_meanwhile(lab: Lab) -> None:
+    try:
+        lab.cloud.fault("movable-clocks", on=True)
+    except UnknownFaultError as error:
+        pytest.skip(str(error))
+    box = lab.up(lab.group("clock", CLOCK))
+    lab.cloud.fault("movable-clocks", on=False)
+    clocks = lab.box(box) / "clocks"
+
+    def ahead() -> float:
+        lines = clocks.read_text().splitlines() if clocks.exists() else []
+        return round(float(lines[-1].split()[0]) - time.time()) if lines and len(lines[-1].split()) == 2 else 0
+
+    for seconds in (240, -240, 0):
+        lab.cloud.fault("clock", instance=box, seconds=seconds)
+        wait_for(f"a clock that is {seconds} s ahead", lambda wanted=seconds: abs(ahead() - wanted) < 30)
+    wait_for("a line", clocks.exists)
+    moments = [float(line.split()[1]) for line in clocks.read_text().splitlines()[:-1]]
+    assert moments == sorted(moments), "the monotonic clock stays"
+    assert moments[-1] < 200
+    fixed = lab.up(lab.group("fixed-clock", IDLE))
+    with pytest.raises(UnknownFaultError, match="stands fast"):
+        lab.cloud.fault("clock", instance=fixed, seconds=5)
 
 
 def test_without_capacity_no_box_comes_and_the_group_says_why(lab: Lab) -> None:

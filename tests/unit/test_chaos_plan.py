@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.chaos.chaos import problems
 from lab.chaos.observe import Attempt, gaps, repeated
-from lab.chaos.plan import PHASES, Kind, plan
+from lab.chaos.plan import NEEDS_THE_CONTAINER, ONLY_WHILE_TRAINING, PHASES, Kind, plan
 
 kinds = st.sets(st.sampled_from(sorted(Kind)), min_size=1)
 
@@ -26,7 +27,8 @@ def test_at_least_half_of_the_faults_strike_between_the_first_and_the_last_check
         moments = [fault.at_step for fault in run if fault.at_step is not None]
         assert moments == sorted(set(moments)), "each at a step of its own, in order"
         assert all(fault.phase in PHASES for fault in run if fault.at_step is None)
-        assert not any(fault.kind is Kind.CORRUPT and fault.phase for fault in run)
+        assert not any(fault.kind in ONLY_WHILE_TRAINING and fault.phase for fault in run)
+        assert not any(fault.kind in NEEDS_THE_CONTAINER and fault.phase == "booting" for fault in run)
     assert planned == plan(seed, runs, steps=steps, save_steps=every, available=kinds), "the seed decides"
 
 
@@ -53,3 +55,48 @@ def test_what_was_done_again_is_counted_per_attempt():
 )  # fmt: skip
 def test_each_step_stands_in_the_record_exactly_once(steps, wrong):
     assert gaps(steps, 3) == wrong
+
+
+def fault(kind, instance="i-1", struck=True, **more):
+    return {"kind": kind, "instance": instance, "struck": struck, **more}
+
+
+def run_of(*faults, repeated=(3,), resumed=(8,), **more):
+    """Two attempts, of which the first got the faults."""
+    boxes = [{"number": 1, "instance": "i-1"}, {"number": 2, "instance": "i-2"}]
+    steps = {"repeated_steps": list(repeated), "resumed_steps": list(resumed), "lost_steps": 0}
+    ended = {"outcome": "succeeded", "detail": "", "equal": True, "attempts": 2, "ended_by_attempt": 2}
+    return {"faults": list(faults), "boxes": boxes, **steps, **ended, **more}
+
+
+KILLED = fault(Kind.KILL_MACHINE, durable_step=8)
+
+
+def test_a_run_that_kept_all_promises_has_no_problem():
+    assert problems(run_of(KILLED), steps=60, save_steps=8) == []
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (run_of(KILLED, outcome="failed", detail="no room"), "it ended as failed: no room"),
+        (run_of(KILLED, equal=False), "not that of the undisturbed run"),
+        (run_of(KILLED, lost_steps=2), "2 of 60 steps are missing or doubled"),
+        (run_of(KILLED, repeated=[9]), "9 steps were repeated after attempt 1"),
+        (run_of(fault(Kind.KILL_UPLOADING, durable_step=16)), "checkpoint of step 16 was lost: resumed from 8"),
+        (run_of(fault(Kind.NOTICE, durable_step=8)), "had notice, and yet 3 steps were repeated"),
+        (run_of(fault(Kind.TWO_BOXES), ended_by_attempt=1), "attempt 1 ended it, although attempt 2 had taken over"),
+        (run_of(), "attempt 1 ended, and nothing"),
+        (run_of(fault(Kind.CLOCK_JUMP)), "attempt 1 ended, and nothing"),
+        (run_of(fault(Kind.KILL_TRAINER, struck=False)), "attempt 1 ended, and nothing"),
+    ],
+)
+def test_each_broken_promise_is_a_problem(run, words):
+    (found,) = problems(run, steps=60, save_steps=8)
+    assert words in found
+
+
+def test_what_could_not_be_kept_is_not_asked_for():
+    """Where uploads failed, more than one interval may go; a corrupt checkpoint is not to be resumed from."""
+    assert problems(run_of(KILLED, fault(Kind.S3_REFUSES), repeated=[12]), steps=60, save_steps=8) == []
+    assert problems(run_of(fault(Kind.CORRUPT, durable_step=16), repeated=[12]), steps=60, save_steps=8) == []
