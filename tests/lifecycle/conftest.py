@@ -57,6 +57,14 @@ class Stage:
         (self._logs / f"{self._count:02}-{arguments[0]}.log").write_text(result.stdout)
         return result
 
+    def lab(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """``lab`` as typed in a shell of the cloud's."""
+        words = [str(ROOT / ".venv/bin/lab"), *arguments]
+        return subprocess.run(
+            words, cwd=ROOT, env=self.cloud.environ(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            check=False, timeout=300,
+        )  # fmt: skip
+
     def deploy(self, *arguments: str, **variables: str) -> dict[str, str]:
         """Deploy TrainingStack and return its outputs."""
         result = self.cdk("deploy", "TrainingStack", "--require-approval", "never", *arguments, **variables)
