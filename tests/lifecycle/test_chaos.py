@@ -13,8 +13,8 @@ from lab.chaos.plan import Kind
 ROOT = Path(__file__).parents[2]
 SEED = 84
 KINDS = (Kind.TWO_BOXES, Kind.KILL_UPLOADING, Kind.CORRUPT)
-"""In the order in which the seed deals them: without fencing, manifest-last, verification at restore or the state of the
-random numbers, this one run shows it."""
+"""In the order in which the seed deals them. One run shows it if fencing, manifest-last, verification at restore or the
+state of the random numbers is lost."""
 
 pytestmark = pytest.mark.lifecycle
 
