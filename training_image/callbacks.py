@@ -32,15 +32,16 @@ _log = logging.getLogger(__name__)
 
 
 def save_is_due(since_save: float, step_seconds: float, save_seconds: float | None, *, uploading: bool) -> bool:
-    """Whether to save at the end of this step, or else another step would pass the bound. All in seconds.
+    """Whether to save at the end of this step: within the budget, or else another step would pass the maximum.
 
     Args:
+        since_save: seconds since the last save ended, or since training began.
+        step_seconds: what a step takes.
         save_seconds: how long the last save held training up; None before the first.
         uploading: the last one is not durable yet: another would stall training for little, so only the maximum counts.
     """
-    wanted = MAX_SECONDS_BETWEEN_SAVES if uploading else (save_seconds or 0.0) / MAX_STALL
-    interval = min(max(wanted, MIN_SECONDS_BETWEEN_SAVES), MAX_SECONDS_BETWEEN_SAVES)
-    return since_save + step_seconds > interval
+    within_budget = since_save >= max((save_seconds or 0.0) / MAX_STALL, MIN_SECONDS_BETWEEN_SAVES)
+    return (within_budget and not uploading) or since_save + step_seconds > MAX_SECONDS_BETWEEN_SAVES
 
 
 class AlreadyTrainedError(Exception):

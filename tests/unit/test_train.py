@@ -4,9 +4,12 @@ import hashlib
 import json
 import shutil
 
+import hypothesis
 import pytest
 import tiny_model
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from training_image import evaluation, train
 from training_image.callbacks import MAX_WAITING, RunCallback, save_is_due
@@ -282,16 +285,36 @@ def test_an_exact_match_is_the_stripped_answer(base, monkeypatch):
     ("since_save", "step", "save", "due"),
     [
         (20, 1, None, False),  # before the first save: at half a minute
-        (29.5, 1, None, True),
+        (29.5, 1, None, False),
+        (30, 1, None, True),
         (40, 1, 1.0, False),  # one second's save may come every 50 s
-        (49.5, 1, 1.0, True),
-        (29.5, 1, 0.01, True),  # never more often than every 30 s
+        (49.5, 1, 1.0, False),
+        (50, 1, 1.0, True),
+        (30, 1, 0.01, True),  # never more often than every 30 s
+        (40, 280, 1.0, True),  # another step would pass the 300 s
         (280, 10, 60.0, False),  # never less often than every 300 s, whatever a save takes
         (295, 10, 60.0, True),
     ],
 )
 def test_checkpoint_cadence(since_save, step, save, due):
     assert save_is_due(since_save, step, save, uploading=False) is due
+
+
+@hypothesis.settings(deadline=None)
+@given(step=st.floats(1, 290), save=st.floats(0.01, 60), upload=st.floats(0, 900))
+def test_a_cadence_keeps_to_both_bounds_whatever_steps_saves_and_uploads_take(step, save, upload):
+    """An hour, step by step: what a save takes is at most 2 % of what passes before it, unless five minutes would."""
+    now, saved, uploaded, last, gaps = 0.0, 0.0, 0.0, None, []
+    while now < 3600:
+        now += step
+        if save_is_due(now - saved, step, last, uploading=now < uploaded):
+            gaps.append(now - saved)
+            now, last = now + save, save
+            saved, uploaded = now, now + upload
+    rounding = 1e-6
+    assert max(gaps) <= 300
+    assert all(gap >= 30 - rounding or gap + step > 300 for gap in gaps)
+    assert all(gap >= max(save / 0.02, upload) - rounding or gap + step > 300 - rounding for gap in gaps[1:])
 
 
 def test_while_the_last_checkpoint_is_uploaded_only_the_maximum_counts():
