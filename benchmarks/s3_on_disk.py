@@ -155,12 +155,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, parts: list[Path]) -> None:
         """The files one after the other, or the range of them that is asked for, from the disk to the socket."""
-        first, last = 0, self.server.size(self._name) - 1
+        whole = self.server.size(self._name)
+        first, last = 0, whole - 1
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked:
-            first, last = int(asked[1]), int(asked[2] or last)
+            first, last = int(asked[1]), min(int(asked[2] or last), last)
         self.send_response(206 if asked else 200)
         self.send_header("Content-Length", str(last - first + 1))
+        if asked:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{whole}")
         self.send_header("ETag", _ETAG)
         self.send_header("Last-Modified", self.date_time_string())
         self.end_headers()
