@@ -9,11 +9,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
+import run_file
 from botocore.exceptions import ClientError
-from image_digest import hold, is_there, pinned, release
+from image_digest import hold, release
 from policy import Action, Current, Request, decide
+from run_file import Refused
 
-from training_image import contract, lineage, notices
+from training_image import contract, notices
 from training_image.store import Store, s3_client
 
 ANSWER_RESERVE_SECONDS = 60
@@ -23,10 +25,6 @@ DRAIN_WAIT_SECONDS = 420
 POLL_SECONDS = 2
 LATE_RUNS = 10
 """How many runs back a request that is delivered once more is recognised; Lambda gives up after six hours."""
-
-
-class Refused(Exception):
-    """The request was refused; the message is CloudFormation's reason."""
 
 
 def serve(event: dict[str, Any], remaining_ms: Callable[[], int]) -> dict[str, str]:
@@ -121,14 +119,15 @@ class Controller:
         Raises:
             Refused: what it should begin with is not there or does not fit.
         """
-        inherited = self._inherited()
-        self._check_adapter({**self.spec, **inherited}["settings"])
+        inherited = run_file.inherited(self._store, self.spec)
+        run_file.check_adapter(self._store, {**self.spec, **inherited}["settings"])
         if self.spec["use_spot"]:
             _ensure_spot_role()
         pointer = self._store.read_json(self._pointer) or {"number": 0}
         number = pointer["number"] if pointer.get("request_id") == request_id else pointer["number"] + 1
         while True:
-            run = self._mint(request_id, number, inherited)
+            now = datetime.now(UTC)
+            run = run_file.mint(self.spec, inherited, request_id, number, now, self._deadline(now))
             if self._store.create_json(contract.RunKeys(run["run_id"]).run, run):
                 break
             run = self._store.read_json(contract.RunKeys(run["run_id"]).run) or {}
@@ -223,59 +222,6 @@ class Controller:
         except Exception as error:
             print(f"no e-mail about run {run_id}: {error!r}")
 
-    def _inherited(self) -> dict[str, Any]:
-        """What the run takes over from the one that it continues; nothing if it continues none."""
-        wanted = self.spec.get("resume")
-        if wanted is None:
-            return {}
-        run_id, keys = wanted["run_id"], contract.RunKeys(wanted["run_id"])
-        run = self._store.read_json(keys.run)
-        outcome = self._store.read_json(keys.outcome)
-        if problem := lineage.cannot_continue(run_id, run, outcome, lineage.run_ids(self._store)):
-            raise Refused(problem)
-        if other := lineage.differing(wanted["said"], run["settings"]):
-            raise Refused(lineage.keeps_its_settings(run_id, other))
-        if not is_there(run["image"]):
-            raise Refused(
-                f"The image that run {run_id} began with, {run['image']}, is no longer in the repository, and with "
-                "another one it would not go on exactly: start a run of its own, without resume."
-            )
-        # A run that trains on the CPU needs no GPU of the instance that this deploy asks for.
-        gpus = {} if run["gpus"] else {"gpus": 0}
-        return {"resume": run_id, **{name: run[name] for name in lineage.FROZEN}, **gpus}
-
-    def _check_adapter(self, settings: dict[str, Any]) -> None:
-        """Before anything costs money; an adapter at an address of its own is the box's to read."""
-        adapter = settings.get("model", {}).get("adapter")
-        if adapter is None or adapter.startswith("s3://"):
-            return
-        config = self._store.read_json(contract.RunKeys(adapter).adapter + "adapter_config.json")
-        if config is None:
-            raise Refused(
-                f"LLM_MODEL__ADAPTER={adapter}: there is no such run, or it has left no adapter. See what there is: "
-                f"aws s3 ls s3://{self._store.bucket}/runs/"
-            )
-        if problem := lineage.cannot_train_on(adapter, config, settings):
-            raise Refused(problem)
-
-    def _mint(self, request_id: str, number: int, inherited: dict[str, Any]) -> dict[str, Any]:
-        spec = self.spec
-        started = datetime.now(UTC)
-        run_id = contract.run_id(spec["run_name"], spec["stack_suffix"], number)
-        return {
-            "schema": contract.SCHEMA_VERSION,
-            "run_id": run_id,
-            "request_id": request_id,
-            "created_at": started.isoformat(timespec="seconds"),
-            "deadline": self._deadline(started).isoformat(timespec="seconds"),
-            **{name: spec[name] for name in _COPIED},
-            "resume": None,
-            "settings_sha256": contract.settings_digest(spec["settings"]),
-            "image": inherited.get("image") or pinned(spec["image"]),
-            "spec": spec,
-            **inherited,
-        }
-
     def _arm(self, deadline: datetime) -> None:
         """Killer 3: AWS itself takes the capacity away after the deadline, with no code of ours."""
         self._autoscaling.put_scheduled_update_group_action(
@@ -330,27 +276,6 @@ class Controller:
                 return False
             time.sleep(POLL_SECONDS)
         return True
-
-
-_COPIED = (
-    "run_name",
-    "lab",
-    "stack_name",
-    "stack_suffix",
-    "group",
-    "region",
-    "max_attempts",
-    "auto_shutdown",
-    "instance_types",
-    "gpus",
-    "training_bucket",
-    "outputs_bucket",
-    "secrets",
-    "log_group",
-    "data_uri",
-    "settings",
-    "training_command",
-)
 
 
 def _ensure_spot_role() -> None:
