@@ -24,7 +24,7 @@ from training_image.store import Store
 NOTICE_SECONDS = 60.0
 OUTAGE_SECONDS = 5.0
 SECOND_BOX_SECONDS = 120.0
-CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_SECONDS = 300.0
 JUMPS = (240.0, -240.0, 0.0)
 """Seconds that the clock is off, one after the other: AWS takes no signature that is off by more than five minutes."""
 
