@@ -99,8 +99,10 @@ def resume(
 
     words = context or []
     with _deployed(words) as found:
-        said = lab_config.load(ROOT / "lab.yaml", _pairs(words), os.environ).settings
-        resuming.check(found, run_id, said.model_dump(mode="json", exclude_unset=True), print)
+        loaded = lab_config.load(ROOT / "lab.yaml", _pairs(words), os.environ)
+        if not loaded.config.create_instance:
+            raise _fail("create_instance is false, so nothing would start: add -c create_instance=true", 1)
+        resuming.check(found, run_id, loaded.settings.model_dump(mode="json", exclude_unset=True), print)
         command = resuming.command(ROOT, run_id, words)
         print(shlex.join(["cdk", *command[1:]]), flush=True)
         code = resuming.deploy(ROOT, command)

@@ -170,6 +170,7 @@ def test_what_cannot_be_resumed_is_refused_before_the_deploy(store, shell, cdk, 
     end(store, Reason.SUCCEEDED)
     assert f"LLM_MODEL__ADAPTER={RUN}" in refused("resume", RUN)
     end(store, Reason.STOPPED)
+    assert "add -c create_instance=true" in refused("resume", RUN, "-c", "create_instance=false")
     monkeypatch.setenv("LLM_TRAINING__MAX_STEPS", "200")
     assert "LLM_TRAINING__MAX_STEPS=200 (the run has 100)" in refused("resume", RUN)
     monkeypatch.setenv("LLM_TRAINING__MAX_STEPS", "100")
