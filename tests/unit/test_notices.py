@@ -62,6 +62,12 @@ def test_every_other_end_says_where_to_look(reason):
     notice = notices.ended(RUN, {"reason": reason, "detail": None, "by": "terminator"}, USED)
     assert "auto-terminator ended it" in notice.body
     assert "s3://out/runs/run-1a2b3c4d-1/" in notice.body
+    assert "cdk deploy TrainingStack -c resume=run-1a2b3c4d-1" in notice.body
+
+
+def test_the_start_says_which_run_it_continues():
+    assert "It continues run run-1a2b3c4d-7. It waits" in notices.started({**RUN, "resume": "run-1a2b3c4d-7"}).body
+    assert "continues" not in notices.started(RUN).body
 
 
 def test_a_resume_says_from_where():
