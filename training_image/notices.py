@@ -71,8 +71,8 @@ def started(run: Mapping[str, Any], warning: str = "") -> Notice:
         "started",
         "has started",
         (f"It continues run {run['resume']}. " if run.get("resume") else "")
-        + f"It waits for a {market} instance ({types}) and trains by itself. Deadline: {_time(run['deadline'])}. An hour "
-        f"costs at most ${run['spec']['usd_per_hour']:.2f} ({_PRICE})." + (f"\n\n{warning}" if warning else ""),
+        + f"It waits for a {market} instance ({types}) and trains by itself. Deadline: {_time(run['deadline'])}. An "
+        f"hour costs at most ${run['spec']['usd_per_hour']:.2f} ({_PRICE})." + (f"\n\n{warning}" if warning else ""),
         f"Follow it: aws s3 cp {_uri(run, RunKeys(run['run_id']).heartbeat)} -",
     )
 
