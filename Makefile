@@ -5,7 +5,7 @@ BIN := .venv/bin
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: setup demo smoke-aws test lint fmt clean test-docker sbom checkov bench-synth bench-image bench-transfer bench-checkpoint
+.PHONY: setup demo smoke-aws test lint fmt clean test-docker sbom checkov bench-synth bench-image bench-transfer bench-first-step bench-checkpoint
 
 setup: .venv/.ready ## Virtual environment, `lab` command, pinned CDK CLI; does nothing when nothing changed
 
@@ -47,6 +47,9 @@ bench-synth: setup ## How long `cdk synth` takes, beside an app of two resources
 
 bench-transfer: setup ## How long a box's downloads take, beside `aws s3 sync`; SMALL=<files> LARGE=<MB>: less than 10000 and 2000
 	$(BIN)/python benchmarks/bench_transfer.py $(if $(SMALL),--small-files $(SMALL)) $(if $(LARGE),--large-mb $(LARGE))
+
+bench-first-step: setup ## How long an attempt takes from its container's start to its first step, by phase
+	$(BIN)/python benchmarks/bench_first_step.py
 
 fmt: setup
 	$(BIN)/ruff format .
