@@ -108,7 +108,7 @@ class Reporter:
         self._durable_step = durable_step
         self.resumed_from_step: int | None = None
         self._phase = "downloading"
-        up_since = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        up_since = time.time() - time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
         self._timeline = Timeline(booted_at, host_phases(work.boot, up_since))
         self._uploaded: dict[str, tuple[int, int]] = {}
         self._ended = threading.Event()

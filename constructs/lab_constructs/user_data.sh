@@ -224,11 +224,13 @@ if mountpoint -q "$NVME"; then
   fi
 fi
 mkdir -p "$WORK"
+now() { echo "${EPOCHREALTIME:-$(date +%s)}"; } # bash before 5 knows whole seconds only
 took() { # phase, began, ended (now): the supervisor makes them the start of the attempt's timeline
-  printf '{"phase": "%s", "from": %s, "to": %s}\n' "$1" "$2" "${3:-$EPOCHREALTIME}" >>"$WORK/boot.jsonl"
+  printf '{"phase": "%s", "from": %s, "to": %s}\n' "$1" "$2" "${3:-$(now)}" >>"$WORK/boot.jsonl"
 }
-launched=$(imds dynamic/instance-identity/document |
-  python3 -c 'import json, sys; print(json.load(sys.stdin)["pendingTime"])' | date -f - +%s) || launched=$BOOTED_AT
+launched=$(imds dynamic/instance-identity/document | python3 -c 'import datetime, json, sys
+at = json.load(sys.stdin)["pendingTime"].replace("Z", "+00:00")
+print(int(datetime.datetime.fromisoformat(at).timestamp()))') || launched=$BOOTED_AT
 took instance_start "$launched" "$BOOTED_AT"
 took setup "$BOOTED_AT"
 
@@ -236,7 +238,8 @@ took setup "$BOOTED_AT"
 prefetch() { # what fails here, or takes longer than a silent box may, the container fetches
   trap - ERR
   set +e
-  local began=$EPOCHREALTIME hub=models--${BASE_MODEL//\//--} commit
+  local began hub=models--${BASE_MODEL//\//--} commit
+  began=$(now)
   get() { timeout 600 aws s3 sync --only-show-errors "$@"; }
   get "$DATA_URI" "$WORK/data" --exclude '*' --include '*.jsonl' &
   if [[ $BASE_MODEL == s3://* ]]; then
@@ -264,7 +267,7 @@ done
 exit 1
 PULL
 chmod +x "$LIB/pull"
-pulling=$EPOCHREALTIME
+pulling=$(now)
 "$LIB/pull"
 took image_pull "$pulling"
 wait "$prefetching" || true
@@ -322,7 +325,7 @@ chmod 1777 $WORK/rerun 2>/dev/null || true
 work=\$(mktemp -d "$WORK/rerun/\$(date -u +%Y%m%dT%H%M%SZ)-XXX")
 chmod 1777 "\$work"
 cp "$LIB/run.json" "\$work/"
-for part in data model; do
+for part in data model base_model.json; do
   [ ! -e "$WORK/\$part" ] || ln -s "$WORK/\$part" "\$work/"
 done
 echo "Settings of $RUN_ID, with: \$(compgen -e LLM_ | tr '\n' ' '). The box stays until $DEADLINE at most."
