@@ -34,8 +34,12 @@ class Storage(Construct):
             "Outputs",
             [
                 self._hygiene(noncurrent),
+                # The box deletes older ones as it goes: half a gigabyte every five minutes is not to be kept as well.
                 s3.LifecycleRule(
-                    id="checkpoints", prefix="checkpoints/", expiration=cdk.Duration.days(checkpoint_days)
+                    id="checkpoints",
+                    prefix="checkpoints/",
+                    expiration=cdk.Duration.days(checkpoint_days),
+                    noncurrent_version_expiration=cdk.Duration.days(1),
                 ),
                 # Results are moved, never expired: an adapter is what the money was spent on.
                 s3.LifecycleRule(

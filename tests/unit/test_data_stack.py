@@ -59,7 +59,8 @@ def test_checkpoints_expire_and_results_never_do(data):
     ]
     assert [rule["Prefix"] for rule in rules if "ExpirationInDays" in rule] == ["checkpoints/"]
     assert sum(rule.get("AbortIncompleteMultipartUpload") == {"DaysAfterInitiation": 1} for rule in rules) == 2
-    assert sum("NoncurrentVersionExpiration" in rule for rule in rules) == 2
+    kept = {rule.get("Prefix"): rule.get("NoncurrentVersionExpiration", {}).get("NoncurrentDays") for rule in rules}
+    assert kept == {None: 30, "checkpoints/": 1, "runs/": None}
 
 
 def test_repository_is_immutable_scanned_and_kept_and_lets_cdk_publish(data):
