@@ -123,7 +123,7 @@ class Stage:
                 texts.append(f"--- {key}\n{body.decode(errors='replace')[-3000:]}")
         return "\n".join(texts)
 
-    def wait(self, what: str, condition: Callable[[], Any], run_id: str, seconds: float = 180) -> Any:
+    def wait(self, what: str, condition: Callable[[], Any], run_id: str, seconds: float = 300) -> Any:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if value := condition():

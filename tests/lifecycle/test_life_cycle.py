@@ -15,7 +15,7 @@ pytestmark = pytest.mark.lifecycle
 
 def finished(stage: Stage, run_id: str) -> dict:
     """Wait until the run has an outcome and its box is gone, by itself."""
-    outcome = stage.wait("an outcome", lambda: stage.outcome(run_id), run_id)
+    outcome = stage.wait("an outcome", lambda: stage.outcome(run_id), run_id, seconds=400)
     stage.wait("the box is gone", lambda: not stage.instances(), run_id)
     return outcome
 
@@ -139,7 +139,6 @@ def test_a_run_that_is_disturbed_and_then_destroyed(stage: Stage, tmp_path: Path
 def test_the_box_stops_with_a_checkpoint_before_its_deadline(stage: Stage, tmp_path: Path):
     """Killer 1: seven minutes of run time, of which the last five are kept back for stopping."""
     run_id = stage.deploy("-c", "max_runtime_hours=0.12", **LONG)["RunId"]
-    training(stage, run_id)
     outcome = finished(stage, run_id)
     assert (outcome["reason"], outcome["by"]) == ("expired", "box"), stage.log(run_id)
     saved = stage.verified_step(run_id, tmp_path / "checkpoint")
