@@ -91,7 +91,7 @@ def test_a_run_finishes_and_ends_its_box(stage: Stage, docker: Docker):
     name, digest = run["image"].split("/", 1)[1].split("@")
     (image,) = stage.cloud.client("ecr").describe_images(repositoryName=name)["imageDetails"]
     assert image["imageDigest"] == digest
-    (tag,) = image["imageTags"]
+    (tag,) = [tag for tag in image["imageTags"] if not tag.startswith(contract.RUN_TAG_PREFIX)]
     target = f"{stage.cloud.endpoint.removeprefix('http://')}/{name}:{tag}"
     original = image_id(docker, run)
     container = docker("create", original).stdout.strip()
