@@ -153,6 +153,7 @@ def trainer_role(folder: Path) -> None:
         on_save(self, *args, **kwargs)
         times["save_seconds"].append(time.monotonic() - times["last_save_began"])
 
+    # Timed from outside, so that the product needs no hook for it; mypy rightly asks about assigned methods.
     RunCallback.on_train_begin, RunCallback.on_step_begin = train_begin, step_begin  # type: ignore[method-assign]
     RunCallback.on_step_end, RunCallback.on_save = step_end, save  # type: ignore[method-assign]
     code = train.main(["--work-dir", str(folder)])
