@@ -174,3 +174,9 @@ class Lab:
                 for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
                     victim.kill()
                 process.wait()
+
+
+def flip(lab: Lab, prefix: str) -> None:
+    """Damage one file of the checkpoint at ``prefix``."""
+    body = lab.store.read(prefix + "weights/model.bin")
+    lab.store.put(prefix + "weights/model.bin", body[:-1] + b"!")
