@@ -19,7 +19,7 @@ smoke-aws: setup ## The acceptance run in your AWS account; asks before it spend
 	@$(BIN)/lab smoke-aws $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)")
 
 test: setup lint ## Everything: linters, unit tests, life-cycle tests
-	$(BIN)/pytest -m "not docker" -n 2 --dist loadfile # life-cycle tests wait more than they compute
+	$(BIN)/pytest -m "not docker and not gpu" -n 2 --dist loadfile # life-cycle tests wait more than they compute
 
 test-docker: setup ## The image really built, pushed, pulled and run; needs a Docker engine, see scripts/private_docker.sh
 	$(BIN)/pytest -m docker tests/docker
@@ -41,6 +41,7 @@ bench-image: setup ## How large the image is; IMAGE=<name> VARIANT=cpu|gpu: one 
 
 bench-checkpoint: setup ## What checkpoints cost, and how soon one is safe; five minutes, best on a quiet machine
 	$(BIN)/python benchmarks/bench_checkpoint.py
+	$(BIN)/python benchmarks/bench_stall.py
 
 bench-synth: setup ## How long `cdk synth` takes, beside an app of two resources; best on a quiet machine
 	$(BIN)/python benchmarks/bench_synth.py

@@ -200,8 +200,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def environment(server: S3) -> dict[str, str]:
-    """What a box's process needs to take ``server`` for AWS."""
+    """What a process needs to take ``server`` for AWS.
+
+    Bodies are not signed: over HTTPS neither boto3 nor the AWS CLI does that, over HTTP both would.
+    """
+    config = server.folder.parent / "aws-config"
+    config.write_text("[default]\ns3 =\n    payload_signing_enabled = false\n")
     return {
+        "AWS_CONFIG_FILE": str(config),
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",

@@ -10,7 +10,8 @@ import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
@@ -26,6 +27,8 @@ FORMAT: Final = 2
 """Of the manifest; 1 knew no shared files."""
 
 log = logging.getLogger(__name__)
+_HASHING = 2
+"""Files at a time: a checkpoint has two large ones, adapter and optimizer."""
 _LOCAL_NAME = re.compile(r"checkpoint-(\d+)")
 _KEY_TAIL = re.compile(r"step-(\d+)-a(\d+)/(.+)")
 
@@ -84,10 +87,13 @@ class Manifest(BaseModel):
 
     def key(self, entry: FileEntry) -> str:
         """Where one of its files lies."""
-        keys = RunKeys(self.run_id)
-        if entry.shared:
-            return keys.shared(entry.sha256, entry.name)
-        return keys.checkpoint(self.step, self.attempt) + entry.name
+        return _key(RunKeys(self.run_id), self.id, entry)
+
+
+def _key(keys: RunKeys, checkpoint: CheckpointId, entry: FileEntry) -> str:
+    if entry.shared:
+        return keys.shared(entry.sha256, entry.name)
+    return keys.checkpoint(checkpoint.step, checkpoint.attempt) + entry.name
 
 
 @dataclass(frozen=True)
@@ -154,13 +160,15 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def describe(directory: Path) -> tuple[FileEntry, ...]:
-    """All files below ``directory`` with sizes and checksums, in name order."""
-    return tuple(
-        FileEntry(name=path.relative_to(directory).as_posix(), size=path.stat().st_size, sha256=file_sha256(path))
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    )
+def describe(directory: Path) -> Iterator[FileEntry]:
+    """All files below ``directory``, the smallest first, each as soon as its checksum is known."""
+    sizes = {path: path.stat().st_size for path in directory.rglob("*") if path.is_file()}
+
+    def entry(path: Path) -> FileEntry:
+        return FileEntry(name=path.relative_to(directory).as_posix(), size=sizes[path], sha256=file_sha256(path))
+
+    with ThreadPoolExecutor(_HASHING) as pool:
+        yield from pool.map(entry, sorted(sizes, key=lambda path: (sizes[path], path)))
 
 
 def mismatch(directory: Path, manifest: Manifest) -> str | None:
@@ -195,13 +203,24 @@ def publish(
         previous: the one that was published, or resumed from, before this one.
     """
     before = {} if previous is None else {(entry.name, entry.sha256): entry.shared for entry in previous.files}
-    files = tuple(
-        entry.model_copy(update={"shared": (entry.name, entry.sha256) in before}) for entry in describe(directory)
-    )
-    manifest = Manifest(run_id=keys.run_id, step=step, attempt=attempt, settings_sha256=settings_sha256, files=files)
     is_there = before if previous is not None and previous.run_id == keys.run_id else {}
-    lacking = [entry for entry in manifest.files if not is_there.get((entry.name, entry.sha256))]
-    store.upload({manifest.key(entry): directory / entry.name for entry in lacking})
+    files: list[FileEntry] = []
+
+    def lacking() -> Iterator[tuple[str, Path]]:
+        for found in describe(directory):  # each while those before it are on their way
+            entry = found.model_copy(update={"shared": (found.name, found.sha256) in before})
+            files.append(entry)
+            if not is_there.get((entry.name, entry.sha256)):
+                yield _key(keys, CheckpointId(step, attempt), entry), directory / entry.name
+
+    store.upload(lacking())
+    manifest = Manifest(
+        run_id=keys.run_id,
+        step=step,
+        attempt=attempt,
+        settings_sha256=settings_sha256,
+        files=tuple(sorted(files, key=lambda entry: entry.name)),
+    )
     store.put(
         keys.checkpoint(step, attempt) + MANIFEST_NAME, manifest.model_dump_json(by_alias=True, indent=1).encode()
     )

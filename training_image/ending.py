@@ -74,7 +74,7 @@ def upload_results(store: Store, keys: RunKeys, work: WorkDir) -> None:
     paths = [path for path in work.adapter.rglob("*") if path.is_file()]
     files = {keys.adapter + path.relative_to(work.adapter).as_posix(): path for path in paths}
     files |= {keys.metrics + path.name: path for path in metric_files(work)}
-    store.upload(files)
+    store.upload(files.items())
     stored = {item.key: item.size for prefix in (keys.adapter, keys.metrics) for item in store.list(prefix)}
     for key, path in files.items():
         if stored.get(key) != path.stat().st_size:

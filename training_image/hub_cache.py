@@ -172,7 +172,7 @@ class HubModel:
                     return
                 key = prefix + file.name
                 if key not in stored:
-                    self._mirror.upload({key: snapshot / file.name})
+                    self._mirror.upload([(key, snapshot / file.name)])
                 elif stored[key] != file.size:
                     log.warning("s3://%s/%s is damaged: delete it, and it will be mirrored", self._mirror.bucket, key)
                     return

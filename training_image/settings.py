@@ -78,6 +78,9 @@ class TrainingSettings(_Section):
     """Steps between checkpoints; None: from the measured save time, at most five minutes apart."""
     logging_steps: int = Field(1, ge=1)
     seed: int = Field(42, ge=0)
+    full_determinism: bool = False
+    """Only kernels that give the same bits each time, which are slower. On a GPU a resumed run is then bit for bit the
+    one that nobody interrupted; otherwise it differs from it as two uninterrupted runs differ, in the fourth digit."""
     use_cpu: bool = False
     """Train without a GPU on purpose. Otherwise a missing GPU ends the run before it starts."""
 

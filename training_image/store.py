@@ -168,13 +168,13 @@ class Store:
             for item in page.get("Contents", [])
         ]
 
-    def upload(self, files: Mapping[str, Path]) -> None:
-        """Upload ``{key: path}`` in parallel, each checked by S3 against its SHA-256."""
+    def upload(self, files: Iterable[tuple[str, Path]]) -> None:
+        """Upload each ``(key, path)`` in parallel, from when it is known; S3 checks each against the SDK's checksum.
+
+        That is CRC32, for the way there. The SHA-256 from one disk to the next is ``checkpoints``' own.
+        """
         with create_transfer_manager(self._client, TransferConfig()) as manager:
-            futures = [
-                manager.upload(str(path), self.bucket, key, extra_args={"ChecksumAlgorithm": "SHA256"})
-                for key, path in files.items()
-            ]
+            futures = [manager.upload(str(path), self.bucket, key) for key, path in files]
             for future in futures:
                 future.result()
 

@@ -25,6 +25,7 @@ import datasets
 import torch
 import transformers
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import enable_full_determinism
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -90,6 +91,8 @@ def train(work: WorkDir) -> None:
     """
     run = json.loads(work.run.read_text())
     settings = RunSettings.load(run["settings"])
+    if settings.training.full_determinism:
+        enable_full_determinism(settings.training.seed)  # before the GPU is first used: cuBLAS looks only once
     progress = Progress(work.status)
     progress.update(phase="loading")
     data = load(work.data, settings.data)
@@ -163,6 +166,7 @@ def sft_config(settings: RunSettings, output_dir: Path, dtype: torch.dtype) -> S
         "max_grad_norm",
         "logging_steps",
         "seed",
+        "full_determinism",
         "use_cpu",
     )
     return SFTConfig(

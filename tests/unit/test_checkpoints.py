@@ -73,7 +73,7 @@ def test_a_description_verifies_until_a_byte_changes(tmp_path_factory, contents)
         path = root / name.replace("/", "_dir/")
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(body)
-    described = manifest(files=describe(root))
+    described = manifest(files=tuple(describe(root)))
     assert mismatch(root, described) is None
     victim = root / described.files[0].name
     body = victim.read_bytes()

@@ -72,7 +72,7 @@ def test_files_come_back_as_they_went_even_in_parts(lab, tmp_path):
     big = tmp_path / "big"
     big.write_bytes(bytes(range(256)) * 80_000)  # 20 MB: more than one part
     (tmp_path / "empty").touch()
-    lab.store.upload({"x/big": big, "x/empty": tmp_path / "empty"})
+    lab.store.upload([("x/big", big), ("x/empty", tmp_path / "empty")])
     lab.store.download({"x/big": tmp_path / "got" / "big", "x/empty": tmp_path / "got" / "empty"})
     assert (tmp_path / "got" / "big").read_bytes() == big.read_bytes()
     assert [(item.key, item.size) for item in lab.store.list("x/")] == [("x/big", 20_480_000), ("x/empty", 0)]
