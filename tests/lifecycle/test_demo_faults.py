@@ -1,0 +1,110 @@
+"""`make demo` with each DEMO_FAULT, typed as a user would: what its exit code, its report and summary.json then say.
+
+In a copy of the working tree, so that neither a cloud nor a report that this clone's user has there is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.chaos import sample
+from training_image import contract
+
+from .test_quick_start import fresh_clone
+
+pytestmark = pytest.mark.lifecycle
+
+SECONDS = 600
+TINY = {
+    "DEMO_STEPS": "2",
+    "LLM_TRAINING__MAX_LENGTH": "128",
+    "LLM_EVALUATION__MAX_NEW_TOKENS": "2",
+}
+KILLED = {
+    **TINY,
+    # As in a chaos run: heartbeats are seconds apart, and one must come between a checkpoint and the end.
+    "DEMO_STEPS": "60",
+    "LLM_TRAINING__SAVE_STEPS": "8",
+    "LLM_TRAINING__GRADIENT_ACCUMULATION_STEPS": "24",
+}
+
+
+@dataclass(frozen=True)
+class Demo:
+    code: int
+    printed: str
+    summary: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo-faults")
+    sample.save_model(folder / "model")
+    sample.write_data(folder / "train.jsonl")
+    return fresh_clone(folder)
+
+
+def demo(clone: Path, fault: str, settings: dict[str, str]) -> Demo:
+    own = ("LLM_", "DEMO_", "MAKE", "MFLAGS")  # of the shell, and of the `make test` around this
+    shell = {name: value for name, value in os.environ.items() if not name.startswith(own) and name != "ENGINE"}
+    written = clone / ".lab" / "demo" / "summary.json"
+    written.unlink(missing_ok=True)  # the last demo's must not pass for this one's
+    done = subprocess.run(
+        ["make", "demo", f"MODEL={clone.parent / 'model'}", f"DATA={clone.parent / 'train.jsonl'}"],
+        cwd=clone,
+        env={
+            **shell,
+            **settings,
+            "DEMO_FAULT": fault,
+            "PYTHONPATH": f"{clone}:{clone / 'constructs'}",  # this clone's code with the other one's packages
+            "COLUMNS": "2000",  # a sentence stays on one line
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+    assert written.is_file(), done.stdout
+    return Demo(done.returncode, done.stdout, json.loads(written.read_text()))
+
+
+def nothing_is_left(found: Demo) -> None:
+    counts = [found.summary[f"instances_running_{when}"] for when in ("before_destroy", "after")]
+    assert counts == [0, 0], found.printed
+    assert contract.DATA_STACK in found.summary["stacks_after"]
+    assert contract.TRAINING_STACK not in found.summary["stacks_after"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("silent-exit-0", "The trainer ended without a final marker"),
+        ("no-upload", "The result could not be uploaded"),
+    ],
+)
+def test_a_run_without_a_result_is_reported_as_failed(clone: Path, fault: str, told: str):
+    found = demo(clone, fault, TINY)
+    assert found.code != 0, found.printed
+    assert (found.summary["outcome"], found.summary["attempts"]) == ("failed", 2), found.printed
+    assert found.summary["adapter_uri"] is None
+    assert told in found.printed
+    nothing_is_left(found)
+
+
+@pytest.mark.parametrize("fault", ["kill-supervisor", "kill-machine"])
+def test_a_run_whose_first_box_is_killed_succeeds_by_a_second_one_that_resumes(clone: Path, fault: str):
+    found = demo(clone, fault, KILLED)
+    assert found.code == 0, found.printed
+    assert (found.summary["outcome"], found.summary["attempts"]) == ("succeeded", 2), found.printed
+    assert found.summary["resumed_from_step"] > 0
+    assert found.summary["steps"] == int(KILLED["DEMO_STEPS"])
+    nothing_is_left(found)
