@@ -57,7 +57,7 @@ def run(*words: str, cwd: Path = ROOT, script: str = "", **variables: str) -> su
 
 # --- linters ------------------------------------------------------------------------------------------------------
 def test_there_is_a_workflow_for_each_promise():
-    assert set(FILES) == {"test", "build-image", "train", "destroy"}
+    assert set(FILES) == {"test", "nightly", "build-image", "train", "destroy"}
     assert workflow("build-image")["name"] == "Build and Push Training Image to ECR"
 
 
