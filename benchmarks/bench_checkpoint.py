@@ -51,7 +51,7 @@ SETTINGS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure how soon a checkpoint is safe.")
-    parser.add_argument("--rounds", type=int, default=5, help="of uploads, at least 3 (default: 5)")
+    parser.add_argument("--rounds", type=int, default=9, help="of uploads, at least 3 (default: 9)")
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)  # this program as one of its own children
     options = parser.parse_args(arguments)
     if options.role:
