@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,20 +33,8 @@ LINK_BYTES_PER_SECOND = 100e6
 ADAPTER_8B = 41_943_040
 """Parameters of LoRA with r=16 on the seven linear layers of each of Llama-3-8B's 32 blocks."""
 TOKENIZER_BYTES = 17_000_000
-UPLOAD_BUCKETS = ("bench-ours", "bench-aws")
-SETTINGS = {
-    "model": {"base_model": "s3://bucket/model/"},
-    "lora": {"r": 16},
-    "training": {
-        "use_cpu": True,
-        "max_steps": 100_000,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 1,
-        "max_length": 128,
-    },
-    "evaluation": {"max_new_tokens": 1, "samples": 0},
-    "data": {"max_eval_examples": 1},
-}
+UPLOAD_BUCKETS = {"ours": "bench-ours", "aws_s3_cp": "bench-aws"}
+SETTINGS = {"model": {"base_model": "s3://bucket/model/"}}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -82,33 +70,43 @@ def surroundings(server: S3) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(Path.home()), **environment(server)}
 
 
-# --- upload ----------------------------------------------------------------------------------------------------
+# --- upload ---------------------------------------------------------------------------------------------------------
 def measure_uploads(server: S3, scratch: Path, rounds: int) -> dict[str, Any]:
     from lab.local_cloud.cloud import LocalCloud
 
     files = scratch / "notice" / "template"
-    found = {"no_limit": measure_upload(files, rounds, surroundings(server), server.clear)}
+    found = {"no_limit": measure_upload(files, rounds, surroundings(server))}
     (scratch / "cloud").mkdir()
     with LocalCloud(scratch / "cloud") as cloud:
-        for bucket in UPLOAD_BUCKETS:
+        for bucket in UPLOAD_BUCKETS.values():
             cloud.client("s3").create_bucket(Bucket=bucket)
         emulator = {"PYTHONPATH": str(ROOT), "HOME": str(Path.home()), **cloud.environ()}
-        found["emulator"] = measure_upload(files, rounds, emulator, lambda: None)
+        found["emulator"] = measure_upload(files, rounds, emulator)
     return found
 
 
-def measure_upload(files: Path, rounds: int, variables: dict[str, str], clear: Callable[[], None]) -> dict[str, Any]:
+def measure_upload(files: Path, rounds: int, variables: dict[str, str]) -> dict[str, Any]:
     """Seconds of each round; the order changes from round to round, the first is for the caches."""
+    import boto3
+
+    from training_image.store import Store
+
+    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=variables["AWS_ENDPOINT_URL"], **keys)
     size = sum(path.stat().st_size for path in files.rglob("*") if path.is_file())
     aws = [str(ROOT / ".venv/bin/aws"), "s3", "cp", "--recursive", "--only-show-errors", str(files)]
-    commands = {"ours": child("publish", files), "aws_s3_cp": [*aws, f"s3://{UPLOAD_BUCKETS[1]}/checkpoint/"]}
+    commands = {"ours": child("publish", files), "aws_s3_cp": [*aws, f"s3://{UPLOAD_BUCKETS['aws_s3_cp']}/checkpoint/"]}
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(rounds + 1):
         for name in sorted(commands, reverse=bool(number % 2)):
-            clear()
+            store = Store(client, UPLOAD_BUCKETS[name])
+            store.delete([item.key for item in store.list("")])
             began = time.monotonic()
             subprocess.run(commands[name], env=variables, check=True)
             took = time.monotonic() - began
+            stored = sum(item.size for item in store.list(""))
+            if stored < size:
+                raise SystemExit(f"{name} uploaded {stored} of {size} bytes")
             print(f"{f'round {number}' if number else 'warm-up'}: {name} {took:.2f} s", flush=True)
             if number:
                 taken[name].append(round(took, 3))
@@ -130,11 +128,11 @@ def publish_role(folder: Path) -> None:
     from training_image.contract import RunKeys
     from training_image.store import Store, s3_client
 
-    store = Store(s3_client(), UPLOAD_BUCKETS[0])
+    store = Store(s3_client(), UPLOAD_BUCKETS["ours"])
     checkpoints.publish(store, RunKeys("bench"), folder, step=1, attempt=1, settings_sha256="s", previous=None)
 
 
-# --- notice ----------------------------------------------------------------------------------------------------
+# --- notice ---------------------------------------------------------------------------------------------------------
 def measure_notice(server: S3, folder: Path) -> dict[str, Any]:
     """The supervisor's whole way, from the notice to the manifest; a step of training would come on top."""
     from training_image.contract import MANIFEST_NAME

@@ -118,26 +118,21 @@ def measure(server: S3, folder: Path, seconds: float, *, gpu: bool) -> dict[str,
 def model_role(folder: Path) -> None:
     """Random weights of Llama-3-8B's shape: 16 GB, made on the GPU, because a CPU takes minutes for them."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lab.chaos.sample import tokenizer
+    from lab.chaos.sample import save_model
 
-    tokens = tokenizer()
-    config = LlamaConfig(
-        vocab_size=128_256,
-        hidden_size=4096,
-        intermediate_size=14_336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=8192,
-        eos_token_id=tokens.eos_token_id,
-        pad_token_id=tokens.pad_token_id,
-    )
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
-        LlamaForCausalLM(config).save_pretrained(WorkDir(folder).model)
-    tokens.save_pretrained(WorkDir(folder).model)
+        save_model(
+            WorkDir(folder).model,
+            vocab_size=128_256,
+            hidden_size=4096,
+            intermediate_size=14_336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            max_position_embeddings=8192,
+        )
 
 
 def trainer_role(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -35,21 +36,24 @@ def tokenizer(
     )
 
 
-def save_model(folder: Path) -> None:
-    """A Llama with random weights (always the same) and its tokenizer."""
+def save_model(folder: Path, **shape: int) -> None:
+    """A Llama with random weights (always the same) and its tokenizer; ``shape``: other sizes, by ``LlamaConfig``."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokens = tokenizer()
     torch.manual_seed(0)
+    small: dict[str, Any] = {
+        "vocab_size": len(tokens),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+    }
     config = LlamaConfig(
-        vocab_size=len(tokens),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
+        **(small | shape),
         bos_token_id=tokens.bos_token_id,
         eos_token_id=tokens.eos_token_id,
         pad_token_id=tokens.pad_token_id,

@@ -7,9 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from trainer_support import SETTINGS, prepare, run, steps, stop_at
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from lab.chaos.sample import tokenizer
+from lab.chaos.sample import save_model
 from training_image.contract import COMPLETE_MARKER, TrainerExit
 
 pytestmark = pytest.mark.gpu
@@ -20,21 +19,14 @@ STOPPED_AT = 5
 def base(tmp_path_factory):
     """Wide enough for the kernels that large models take (heads of 64, grouped queries), and made in a second."""
     folder = tmp_path_factory.mktemp("base")
-    tokens = tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokens),
+    save_model(
+        folder,
         hidden_size=512,
         intermediate_size=1024,
         num_hidden_layers=4,
         num_attention_heads=8,
-        num_key_value_heads=2,
         max_position_embeddings=1024,
-        eos_token_id=tokens.eos_token_id,
-        pad_token_id=tokens.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokens.save_pretrained(folder)
     return folder
 
 
@@ -98,8 +90,7 @@ def test_with_the_fastest_kernels_a_resumed_run_is_the_same_but_for_rounding(
 def test_the_adapter_is_float32_whatever_the_base_is(tmp_path, base):
     work = prepared(tmp_path, base, "bfloat16")
     assert run(work) == TrainerExit.DONE
-    assert {tensor.dtype for tensor in load_file(work.adapter / "adapter_model.safetensors").values()} == {
-        torch.float32
-    }
+    weights = load_file(work.adapter / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     final = json.loads(work.final.read_text())
     assert final["eval_after"]["loss"] < final["eval_before"]["loss"]

@@ -17,7 +17,7 @@ import pytest
 from lab.chaos import sample
 from training_image import contract
 
-from .test_quick_start import fresh_clone
+from .fresh_clone import fresh_clone, own_code
 
 pytestmark = pytest.mark.lifecycle
 
@@ -63,7 +63,7 @@ def demo(clone: Path, fault: str, settings: dict[str, str]) -> Demo:
             **shell,
             **settings,
             "DEMO_FAULT": fault,
-            "PYTHONPATH": f"{clone}:{clone / 'constructs'}",  # this clone's code with the other one's packages
+            **own_code(clone),
             "COLUMNS": "2000",  # a sentence stays on one line
         },
         stdin=subprocess.DEVNULL,

@@ -9,11 +9,9 @@ Blocks of the language `console` need GitHub, a person or a real instance, and a
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from lab.local_cloud.cloud import LocalCloud
 from training_image import contract
 
 from .conftest import SHORT, Stage
+from .fresh_clone import fresh_clone, own_code
 
 pytestmark = pytest.mark.lifecycle
 
@@ -72,23 +71,6 @@ def test_the_steps_are_the_originals_and_only_what_cannot_run_here_is_left_out()
         assert step.bash or step.title == "4. Training image"
 
 
-def fresh_clone(folder: Path) -> Path:
-    """A copy of the working tree without what setup made; `.venv` and `node_modules` are this one's."""
-    clone = folder / "clone"
-    made = (".git", ".venv", "node_modules", ".lab", "cdk.out", "lab.yaml", "__pycache__", ".*_cache", ".hypothesis")
-    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(*made))
-    (clone / "node_modules").symlink_to(ROOT / "node_modules")
-    (clone / ".venv").mkdir()
-    for path in (ROOT / ".venv").iterdir():
-        if path.name != ".ready":
-            (clone / ".venv" / path.name).symlink_to(path)
-    (clone / ".venv" / ".ready").touch()
-    (clone / "data").mkdir()
-    rows = [{"prompt": f"What is {n} and {n}?", "completion": f"It is {2 * n}."} for n in range(40)]
-    (clone / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return clone
-
-
 def environment(cloud: LocalCloud, folder: Path, clone: Path) -> dict[str, str]:
     """The shell that a user opens: credentials and programs, and nothing of this repository."""
     editor = folder / "editor"
@@ -99,7 +81,7 @@ def environment(cloud: LocalCloud, folder: Path, clone: Path) -> dict[str, str]:
     return {
         **own,
         "PATH": ":".join(path),
-        "PYTHONPATH": f"{clone}:{clone / 'constructs'}",  # this clone's code with the other one's packages
+        **own_code(clone),
         "EDITOR": str(editor),
         "CDK_REQUIRE_APPROVAL": "never",
         "CDK_FORCE": "true",
