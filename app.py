@@ -8,12 +8,13 @@ import aws_cdk as cdk
 from lab_constructs import guards
 from stacks.data_stack import DataStack
 from stacks.training_stack import TrainingStack
-from training_image import contract, lab_config
+from training_image.config import lab_settings
+from training_image.core import contract
 
 ROOT = Path(__file__).parent
 
 app = cdk.App()
-lab = lab_config.load(ROOT / "lab.yaml", app.node.get_all_context(), os.environ)
+lab = lab_settings.load(ROOT / "lab.yaml", app.node.get_all_context(), os.environ)
 env = cdk.Environment(region=lab.config.region)
 
 # The ids are what people type, whatever the lab and the run are called; the names in the account differ.

@@ -72,7 +72,7 @@ def surroundings(server: S3) -> dict[str, str]:
 
 # --- upload ---------------------------------------------------------------------------------------------------------
 def measure_uploads(server: S3, scratch: Path, rounds: int) -> dict[str, Any]:
-    from lab.local_cloud.cloud import LocalCloud
+    from local_cloud.cloud import LocalCloud
 
     files = scratch / "notice" / "template"
     found = {"no_limit": measure_upload(files, rounds, surroundings(server))}
@@ -89,7 +89,7 @@ def measure_upload(files: Path, rounds: int, variables: dict[str, str]) -> dict[
     """Seconds of each round; the order changes from round to round, the first is for the caches."""
     import boto3
 
-    from training_image.store import Store
+    from training_image.core.store import Store
 
     keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
     client = boto3.client("s3", endpoint_url=variables["AWS_ENDPOINT_URL"], **keys)
@@ -124,9 +124,9 @@ def measure_upload(files: Path, rounds: int, variables: dict[str, str]) -> dict[
 
 def publish_role(folder: Path) -> None:
     """One publish, as the supervisor does it."""
-    from training_image import checkpoints
-    from training_image.contract import RunKeys
-    from training_image.store import Store, s3_client
+    from training_image.core.contract import RunKeys
+    from training_image.core.store import Store, s3_client
+    from training_image.storage import checkpoints
 
     store = Store(s3_client(), UPLOAD_BUCKETS["ours"])
     checkpoints.publish(store, RunKeys("bench"), folder, step=1, attempt=1, settings_sha256="s", previous=None)
@@ -135,7 +135,7 @@ def publish_role(folder: Path) -> None:
 # --- notice ---------------------------------------------------------------------------------------------------------
 def measure_notice(server: S3, folder: Path) -> dict[str, Any]:
     """The supervisor's whole way, from the notice to the manifest; a step of training would come on top."""
-    from training_image.contract import MANIFEST_NAME
+    from training_image.core.contract import MANIFEST_NAME
 
     folder.mkdir()
     bucket, run_id = "bench-notice", "bench"
@@ -201,7 +201,7 @@ def holder_role(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from training_image.contract import COMPLETE_MARKER, TrainerExit, WorkDir
+    from training_image.core.contract import COMPLETE_MARKER, TrainerExit, WorkDir
 
     work = WorkDir(folder)
     weights = torch.nn.Parameter(torch.randn(ADAPTER_8B))

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))  # started as a script
 
 from benchmarks.s3_on_disk import S3, environment, put_json  # noqa: E402
 from lab.demo import base_model  # noqa: E402
-from training_image.contract import RunKeys, WorkDir, settings_digest  # noqa: E402
+from training_image.core.contract import RunKeys, WorkDir, settings_digest  # noqa: E402
 
 RESULT = Path(__file__).with_name("results") / "first_step.json"
 TARGET_SECONDS = 15.0

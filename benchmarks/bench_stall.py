@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
 from benchmarks.s3_on_disk import S3, environment  # noqa: E402
-from training_image.contract import RunKeys, TrainerExit, WorkDir  # noqa: E402
+from training_image.core.contract import RunKeys, TrainerExit, WorkDir  # noqa: E402
 
 MAX_STALL = 0.02
 ON_CPU = {"use_cpu": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "max_length": 128}
@@ -139,8 +139,8 @@ def trainer_role(folder: Path) -> None:
     """The product's trainer, with a clock at each end of its steps and saves."""
     import torch
 
-    from training_image import train
-    from training_image.callbacks import RunCallback
+    from training_image.train.__main__ import main
+    from training_image.train.callbacks import RunCallback
 
     times: dict[str, Any] = {"save_seconds": [], "step_seconds": [], "steps": 0}
     on_train_begin, on_step_begin = RunCallback.on_train_begin, RunCallback.on_step_begin
@@ -169,7 +169,7 @@ def trainer_role(folder: Path) -> None:
     RunCallback.on_train_begin, RunCallback.on_step_begin = train_begin, step_begin  # type: ignore[method-assign]
     RunCallback.on_step_end, RunCallback.on_save = step_end, save  # type: ignore[method-assign]
     work = WorkDir(folder)
-    code = train.main(["--work-dir", str(folder)])
+    code = main(["--work-dir", str(folder)])
     lines = (work.metrics / "steps.jsonl").read_text().splitlines()
     times["tokens_per_second"] = [json.loads(line)["tokens_per_second"] for line in lines]
     on_gpu = torch.cuda.is_available()
@@ -181,9 +181,9 @@ def trainer_role(folder: Path) -> None:
 
 def publisher_role(folder: Path) -> None:
     """The product's publisher beside the trainer, until that has ended."""
-    from training_image.checkpoints import Resume
-    from training_image.publisher import Publisher
-    from training_image.store import Store, s3_client
+    from training_image.core.store import Store, s3_client
+    from training_image.storage.checkpoints import Resume
+    from training_image.supervisor.publisher import Publisher
 
     work = WorkDir(folder)
     publisher = Publisher(

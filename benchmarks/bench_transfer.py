@@ -35,7 +35,7 @@ SMALL_BYTES = 4096
 OURS = """
 import sys
 from pathlib import Path
-from training_image.store import Store, s3_client
+from training_image.core.store import Store, s3_client
 
 store, prefix, folder = Store(s3_client(), sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 store.sync({item: folder / item.key.removeprefix(prefix) for item in store.list(prefix)})

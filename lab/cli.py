@@ -16,10 +16,10 @@ import typer
 from rich.console import Console
 
 from lab import faults_cli
-from lab.local_cloud.cloud import LocalCloud, LocalCloudError
+from local_cloud.cloud import LocalCloud, LocalCloudError
 
 if TYPE_CHECKING:
-    from lab.output import Outputs
+    from lab.operator.deployed import Outputs
 
 ROOT = Path(__file__).resolve().parents[1]
 _EXPORTED = ("AWS_", "CDK_", "LAB_")
@@ -95,11 +95,11 @@ def resume(
     The same with cdk alone: cdk deploy TrainingStack -c resume=RUN
     """
     from lab import resume as resuming
-    from training_image import lab_config
+    from training_image.config import lab_settings
 
     words = context or []
     with _deployed(words) as found:
-        loaded = lab_config.load(ROOT / "lab.yaml", _pairs(words), os.environ)
+        loaded = lab_settings.load(ROOT / "lab.yaml", _pairs(words), os.environ)
         if not loaded.config.create_instance:
             raise _fail("create_instance is false, so nothing would start: add -c create_instance=true", 1)
         resuming.check(found, run_id, loaded.settings.model_dump(mode="json", exclude_unset=True), print)
@@ -112,8 +112,8 @@ def resume(
 @contextlib.contextmanager
 def _deployed(context: list[str] | None) -> Iterator[Outputs]:
     """The deployed lab's values; what goes wrong with them is one sentence and exit code 1."""
-    from lab import aws_errors
-    from lab import output as outputs
+    from lab.operator import aws_errors
+    from lab.operator import deployed as outputs
 
     region = None
     try:

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from lab.chaos.plan import Kind
-from lab.local_cloud.cloud import LocalCloud, LocalCloudError
-from lab.local_cloud.faults import NOTICE_SECONDS, UnknownFaultError
+from local_cloud.cloud import LocalCloud, LocalCloudError
+from local_cloud.faults import NOTICE_SECONDS, UnknownFaultError
 
 ROOT = Path(__file__).resolve().parents[1]
 Instance = Annotated[str | None, typer.Argument(help="Instance id; needed if several run.")]
@@ -94,7 +94,7 @@ def chaos(
 
     from lab.chaos import chaos as series
     from lab.chaos import sample
-    from lab.demo.cdk import CdkError
+    from lab.operator.cdk import CdkError
 
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         folder = Path(name)

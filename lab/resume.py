@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.output import OutputError, Outputs
-from training_image import checkpoints, lineage
-from training_image.contract import RunKeys
-from training_image.settings import RunSettings, variable
-from training_image.store import Store
+from lab.operator.deployed import OutputError, Outputs
+from training_image.config.run_settings import RunSettings, variable
+from training_image.core import lineage
+from training_image.core.contract import RunKeys
+from training_image.core.store import Store
+from training_image.storage import checkpoints
 
 
 def check(outputs: Outputs, run_id: str, said: Mapping[str, Any], say: Callable[[str], None]) -> None:

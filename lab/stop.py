@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from lab.output import OutputError, Outputs
-from training_image import contract
-from training_image.contract import RunKeys
+from lab.operator.deployed import OutputError, Outputs
+from training_image.core import contract
+from training_image.core.contract import RunKeys
 
 WAIT_SECONDS = 900.0
 """A box answers within two minutes; where there is none, or it hangs, the auto-terminator ends the run."""

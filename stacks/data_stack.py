@@ -11,8 +11,8 @@ from lab_constructs.github import Github
 from lab_constructs.registry import Registry
 from lab_constructs.secrets import Tokens
 from lab_constructs.storage import Storage
-from training_image import contract
-from training_image.lab_config import LabConfig
+from training_image.config.lab_settings import LabConfig
+from training_image.core import contract
 
 
 class DataStack(cdk.Stack):

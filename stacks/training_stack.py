@@ -14,9 +14,9 @@ from lab_constructs.network import Network
 from lab_constructs.observability import Observability
 from lab_constructs.safety import Safety
 from lab_constructs.training_run import TrainingRun
-from training_image import contract
-from training_image.lab_config import LabConfig
-from training_image.settings import RunSettings
+from training_image.config.lab_settings import LabConfig
+from training_image.config.run_settings import RunSettings
+from training_image.core import contract
 
 IMAGE_DIRECTORY = Path(__file__).parents[1] / "training_image"
 

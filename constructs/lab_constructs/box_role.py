@@ -9,7 +9,7 @@ from constructs import Construct
 
 from lab_constructs.acknowledge import acknowledge
 from lab_constructs.permissions import allow
-from training_image import contract
+from training_image.core import contract
 
 
 def box_role(

@@ -13,7 +13,7 @@ from constructs import Construct
 from lab_constructs.acknowledge import acknowledge
 from lab_constructs.box_role import box_role
 from lab_constructs.network import PINNED, Network
-from training_image import contract
+from training_image.core import contract
 
 USER_DATA = Path(__file__).with_name("user_data.sh")
 USER_DATA_LIMIT_BYTES = 16 * 1024

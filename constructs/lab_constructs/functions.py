@@ -16,8 +16,8 @@ from lab_constructs.acknowledge import acknowledge
 from lab_constructs.permissions import allow
 
 ROOT = Path(__file__).parents[2]
-SHARED = ("__init__.py", "contract.py", "lineage.py", "notices.py", "store.py")
-"""Of ``training_image``: standard library and boto3 only."""
+SHARED = "core"
+"""Room of ``training_image`` that the functions share with the instance: standard library and boto3 only."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,6 @@ def staged_code(name: str) -> lambda_.Code:
     code = staging / name
     shutil.copytree(ROOT / "lambda" / name, code, ignore=shutil.ignore_patterns("__pycache__"))
     package = code / "training_image"
-    package.mkdir()
-    for module in SHARED:
-        shutil.copy(ROOT / "training_image" / module, package)
+    shutil.copytree(ROOT / "training_image" / SHARED, package / SHARED, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "training_image" / "__init__.py", package)
     return lambda_.Code.from_asset(str(code))

@@ -15,7 +15,7 @@ from typing import Any
 
 import aws_cdk as cdk
 
-from training_image import contract
+from training_image.core import contract
 
 Template = dict[str, Any]
 Resource = dict[str, Any]

@@ -7,7 +7,7 @@ from aws_cdk import aws_ec2 as ec2
 from constructs import Construct, IConstruct
 
 from lab_constructs.acknowledge import acknowledge
-from training_image.zones import zone_count
+from training_image.config.zones import zone_count
 
 PINNED = "A zone is named only where the settings pin one."
 

@@ -9,7 +9,7 @@ from constructs import Construct
 
 from lab_constructs.acknowledge import acknowledge
 from lab_constructs.permissions import allow
-from training_image import contract
+from training_image.core import contract
 
 LOG_LINES = 50
 PERIOD = cdk.Duration.minutes(1)
@@ -74,7 +74,7 @@ class Observability(Construct):
         )
 
     def _graph(self, title: str, *names: str, top: float | None = None) -> cloudwatch.GraphWidget:
-        """The latest values in each minute, by name as ``training_image.cloudwatch`` publishes them."""
+        """The latest values in each minute, by name as ``training_image.supervisor.cloudwatch`` publishes them."""
         metrics = [
             cloudwatch.Metric(
                 namespace=contract.METRIC_NAMESPACE,

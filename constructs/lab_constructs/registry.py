@@ -7,7 +7,7 @@ from constructs import Construct
 
 from lab_constructs.acknowledge import acknowledge
 from lab_constructs.bootstrap import bootstrap_role_arn
-from training_image import contract
+from training_image.core import contract
 
 PUSH_ACTIONS = (
     "ecr:DescribeImages",

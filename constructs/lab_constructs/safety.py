@@ -16,7 +16,7 @@ from constructs import Construct
 from lab_constructs.acknowledge import acknowledge
 from lab_constructs.functions import lab_function
 from lab_constructs.permissions import allow
-from training_image import contract
+from training_image.core import contract
 
 LOOK_EVERY_MINUTES = 2
 ALARM_HOURS_LIMIT = 168

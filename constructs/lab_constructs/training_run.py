@@ -12,7 +12,7 @@ from constructs import Construct, IConstruct
 from lab_constructs.acknowledge import acknowledge
 from lab_constructs.functions import lab_function
 from lab_constructs.permissions import allow
-from training_image import contract
+from training_image.core import contract
 
 CONTROLLER_MINUTES = 15
 """Lambda's own limit, and the resource's ServiceTimeout: CloudFormation's default of an hour would block the stack."""

@@ -13,14 +13,14 @@ from typing import Any
 from lab.chaos import observe
 from lab.chaos.plan import ENDS_A_BOX, PHASES, Fault, Kind, plan
 from lab.chaos.strike import Striker, remove_small_disk, small_disk
-from lab.demo.cdk import Cdk
-from lab.demo.record import outputs
-from lab.local_cloud import clock
-from lab.local_cloud.cloud import LocalCloud
-from training_image import checkpoints
-from training_image.contract import DATA_STACK, TRAINING_STACK, Reason, RunKeys
-from training_image.settings import variable
-from training_image.store import Store
+from lab.operator.cdk import Cdk
+from lab.operator.record import outputs
+from local_cloud import clock
+from local_cloud.cloud import LocalCloud
+from training_image.config.run_settings import variable
+from training_image.core.contract import DATA_STACK, TRAINING_STACK, Reason, RunKeys
+from training_image.core.store import Store
+from training_image.storage import checkpoints
 
 STEPS, SAVE_STEPS = 60, 8
 SETTINGS = {

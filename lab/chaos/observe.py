@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from training_image.contract import RunKeys, WorkDir
-from training_image.store import Store
+from training_image.core.contract import RunKeys, WorkDir
+from training_image.core.store import Store
 
 
 @dataclass(frozen=True)

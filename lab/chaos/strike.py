@@ -14,12 +14,12 @@ from typing import Any
 import psutil
 
 from lab.chaos.plan import Kind
-from lab.local_cloud import processes
-from lab.local_cloud.cloud import LocalCloud
-from lab.local_cloud.faults import UnknownFaultError
-from training_image import checkpoints
-from training_image.contract import RunKeys
-from training_image.store import Store
+from local_cloud import processes
+from local_cloud.cloud import LocalCloud
+from local_cloud.faults import UnknownFaultError
+from training_image.core.contract import RunKeys
+from training_image.core.store import Store
+from training_image.storage import checkpoints
 
 NOTICE_SECONDS = 60.0
 OUTAGE_SECONDS = 5.0

@@ -16,16 +16,17 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 
-from lab.demo import base_model, dataset, environment, fault, record, report
+from lab.demo import base_model, dataset, environment, fault, report
 from lab.demo.base_model import BaseModelError
-from lab.demo.cdk import Cdk, CdkError
 from lab.demo.fault import Saboteur
-from lab.demo.follow import Place, RunStalledError, follow, wait_until_gone
-from lab.demo.progress import TITLES, Progress, Shown
 from lab.demo.recheck import RecheckError, recheck
 from lab.demo.summary import Facts, problems, summarize
-from lab.local_cloud.cloud import LocalCloud, LocalCloudError
-from training_image.contract import DATA_STACK, TRAINING_STACK, RunKeys
+from lab.operator import record
+from lab.operator.cdk import Cdk, CdkError
+from lab.operator.follow import Place, RunStalledError, follow, wait_until_gone
+from lab.operator.progress import TITLES, Progress, Shown
+from local_cloud.cloud import LocalCloud, LocalCloudError
+from training_image.core.contract import DATA_STACK, TRAINING_STACK, RunKeys
 
 _FAILURES = (BaseModelError, CdkError, RunStalledError, RecheckError, LocalCloudError, BotoCoreError, ClientError)
 

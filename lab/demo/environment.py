@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from training_image import data
-from training_image.settings import RunSettings, SettingsError, variable
+from training_image.config.run_settings import RunSettings, SettingsError, variable
+from training_image.data.conversation import DataError
+from training_image.data.split import load
 
 BASE_MODEL = variable("model", "base_model")
 MAX_STEPS = variable("training", "max_steps")
@@ -116,6 +117,6 @@ def _check_data(path: Path, settings: RunSettings) -> None:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(file.resolve())
         try:
-            data.load(Path(folder), settings.data)
-        except data.DataError as error:
+            load(Path(folder), settings.data)
+        except DataError as error:
             raise InputError(f"--data {path}: {error}") from None

@@ -9,9 +9,9 @@ from typing import Any
 from lab.chaos.plan import Kind
 from lab.chaos.strike import Striker
 from lab.demo.environment import InputError
-from lab.demo.follow import Place
-from lab.local_cloud.cloud import LocalCloud
-from training_image.store import Store
+from lab.operator.follow import Place
+from local_cloud.cloud import LocalCloud
+from training_image.core.store import Store
 
 FEW_ATTEMPTS = ("-c", "max_attempts=2")
 

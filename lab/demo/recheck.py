@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.demo import record
-from training_image import data
-from training_image.checkpoints import file_sha256
-from training_image.contract import RunKeys
-from training_image.settings import RunSettings
+from lab.operator import record
+from training_image.config.run_settings import RunSettings
+from training_image.core.contract import RunKeys
+from training_image.data.split import load
+from training_image.storage.checkpoints import file_sha256
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _RESULT = "recheck.json"
@@ -68,11 +68,11 @@ def recheck(s3: Any, bucket: str, run: dict[str, Any], folder: Path, environ: di
 
 
 def _main(folder: Path) -> None:
-    from training_image.evaluation import evaluate
-    from training_image.model import load_for_evaluation, source
+    from training_image.train.evaluation import evaluate
+    from training_image.train.model import load_for_evaluation, source
 
     settings = RunSettings.load(json.loads((folder / "run.json").read_text())["settings"])
-    split = data.load(folder / "data", settings.data)
+    split = load(folder / "data", settings.data)
     base = source(settings.model, folder / "model")
     model, tokenizer = load_for_evaluation(base, folder / "adapter", settings)
     result = evaluate(model, tokenizer, split.held_out, settings)

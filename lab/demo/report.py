@@ -14,9 +14,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from lab.demo.progress import duration
 from lab.demo.summary import Facts, box_seconds
-from training_image.catalog import INSTANCES, PRICES_AS_OF, TYPICAL_SPOT_SHARE
+from lab.operator.progress import duration
+from training_image.config.catalog import INSTANCES, PRICES_AS_OF, TYPICAL_SPOT_SHARE
 
 _INSTANCE = "g5.xlarge"
 _SHOWN_ANSWERS = 5

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lab.demo.recheck import Recheck
-from lab.demo.record import RunRecord
-from training_image.contract import DATA_STACK, TRAINING_STACK
+from lab.operator.record import RunRecord
+from training_image.core.contract import DATA_STACK, TRAINING_STACK
 
 _SAME_LOSS = 1e-2
 """Relative; the same weights give the same loss but for the order of floating-point sums."""

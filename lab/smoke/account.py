@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from lab.demo.record import LIVE_STATES
-from training_image import contract
+from lab.operator.record import LIVE_STATES
+from training_image.core import contract
 
 GONE_SECONDS = 300
 """Volumes and interfaces outlive their instance by a while, and tag listings lag behind."""

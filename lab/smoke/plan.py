@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from training_image.catalog import INSTANCES
-from training_image.contract import SCHEDULED_ACTION_MARGIN_SECONDS
-from training_image.settings import variable
+from training_image.config.catalog import INSTANCES
+from training_image.config.run_settings import variable
+from training_image.core.contract import SCHEDULED_ACTION_MARGIN_SECONDS
 
 LAB = "smoke"
 """A lab of its own: no name collides with one that the account has."""

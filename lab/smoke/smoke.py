@@ -18,16 +18,17 @@ import boto3
 from botocore.exceptions import ClientError
 from rich.console import Console
 
-from lab import aws_errors
-from lab.demo import dataset, environment, record
-from lab.demo.cdk import Cdk, CdkError
-from lab.demo.follow import Place, RunStalledError, follow, wait_until_gone
-from lab.demo.progress import Progress, duration
+from lab.demo import dataset, environment
 from lab.demo.report import uninterrupted
+from lab.operator import aws_errors, record
+from lab.operator.cdk import Cdk, CdkError
+from lab.operator.follow import Place, RunStalledError, follow, wait_until_gone
+from lab.operator.progress import Progress, duration
 from lab.smoke import account, checklist, plan
 from lab.smoke.checklist import Checklist
-from training_image import contract, lab_config
-from training_image.contract import DATA_STACK, TRAINING_STACK, RunKeys
+from training_image.config import lab_settings
+from training_image.core import contract
+from training_image.core.contract import DATA_STACK, TRAINING_STACK, RunKeys
 
 STALLED_SECONDS = 1800
 """A first image pull over a cold disk takes minutes without a word; so can spot capacity."""
@@ -62,7 +63,7 @@ def run(options: Options, console: Console) -> int:
     region: str | None = None
     shell = dict(os.environ)  # reading lab.yaml adds its LLM_* settings
     try:
-        region = lab_config.load(options.root / "lab.yaml", plan.CONTEXT, os.environ).config.region
+        region = lab_settings.load(options.root / "lab.yaml", plan.CONTEXT, os.environ).config.region
         session = boto3.session.Session(region_name=region or shell.get("AWS_REGION"))
         region = session.region_name
         environment.check(options.root, options.data, None)

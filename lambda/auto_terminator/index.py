@@ -14,8 +14,8 @@ from typing import Any
 import boto3
 from policy import Box, Ending, Facts, decide, moment
 
-from training_image import contract, notices
-from training_image.store import Store, s3_client
+from training_image.core import contract, notices
+from training_image.core.store import Store, s3_client
 
 LIVE = ["pending", "running", "stopping", "stopped"]
 SPOT_WARNING = "EC2 Spot Instance Interruption Warning"

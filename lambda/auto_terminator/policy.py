@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from training_image.contract import Reason
+from training_image.core.contract import Reason
 
 DEADLINE_GRACE = timedelta(minutes=5)
 """After the deadline: the box has had ten minutes by then. Killer 3, a scheduled action, follows five minutes later."""

@@ -15,8 +15,8 @@ from image_digest import hold, release
 from policy import Action, Current, Request, decide
 from run_file import Refused
 
-from training_image import contract, notices
-from training_image.store import Store, s3_client
+from training_image.core import contract, notices
+from training_image.core.store import Store, s3_client
 
 ANSWER_RESERVE_SECONDS = 60
 """Kept back from the function's time for ending the box and answering."""

@@ -10,7 +10,7 @@ from typing import Any
 import boto3
 from botocore.exceptions import ClientError
 
-from training_image import contract
+from training_image.core import contract
 
 LATEST = "latest"
 FROM_MAIN = re.compile(r"main-\d{8}T\d{6}Z-[0-9a-f]{12}")

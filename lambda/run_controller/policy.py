@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from training_image.contract import LIVE_LIMITS, settings_digest
+from training_image.core.contract import LIVE_LIMITS, settings_digest
 
 
 class Action(StrEnum):

@@ -7,8 +7,8 @@ from typing import Any
 
 from image_digest import is_there, pinned
 
-from training_image import contract, lineage
-from training_image.store import Store
+from training_image.core import contract, lineage
+from training_image.core.store import Store
 
 _COPIED = (
     "run_name",

@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from lifecycle.conftest import Stage, opened
+
+from tests.support.stage import Stage, opened
 
 Docker = Callable[..., subprocess.CompletedProcess[str]]
 

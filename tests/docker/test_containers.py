@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from lifecycle.conftest import LONG, SHORT, Stage
 
-from training_image import contract
+from tests.support.stage import LONG, SHORT, Stage
+from training_image.core import contract
 
 from .conftest import Docker
 

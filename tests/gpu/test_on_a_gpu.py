@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from trainer_support import SETTINGS, prepare, run, steps, stop_at
 
 from lab.chaos.sample import save_model
-from training_image.contract import COMPLETE_MARKER, TrainerExit
+from tests.support.trainer import SETTINGS, prepare, run, steps, stop_at
+from training_image.core.contract import COMPLETE_MARKER, TrainerExit
 
 pytestmark = pytest.mark.gpu
 STOPPED_AT = 5

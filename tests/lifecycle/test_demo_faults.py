@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 from lab.chaos import sample
-from training_image import contract
-
-from .fresh_clone import fresh_clone, own_code
+from tests.support.fresh_clone import fresh_clone, own_code
+from training_image.core import contract
 
 pytestmark = pytest.mark.lifecycle
 

@@ -9,12 +9,11 @@ from datetime import UTC, datetime, timedelta
 
 import psutil
 import pytest
-from mailbox_support import Mailbox
 
-from lab.local_cloud import control, processes
-from training_image import contract
-
-from .conftest import LONG, Stage
+from local_cloud import control, processes
+from tests.support.mailbox import Mailbox
+from tests.support.stage import LONG, Stage
+from training_image.core import contract
 
 pytestmark = pytest.mark.lifecycle
 

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tiny_model import save_model
 
-from lab.local_cloud.cloud import LocalCloud
-from training_image import contract
-
-from .conftest import SHORT, Stage
-from .fresh_clone import fresh_clone, own_code
+from local_cloud.cloud import LocalCloud
+from tests.support.fresh_clone import fresh_clone, own_code
+from tests.support.stage import SHORT, Stage
+from tests.support.tiny_model import save_model
+from training_image.core import contract
 
 pytestmark = pytest.mark.lifecycle
 

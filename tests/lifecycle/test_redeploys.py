@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from training_image import contract
-
-from .conftest import LONG, SHORT, Stage
+from tests.support.stage import LONG, SHORT, Stage
+from training_image.core import contract
 
 pytestmark = pytest.mark.lifecycle
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import LONG, ROOT, SHORT, Stage
+from tests.support.stage import LONG, ROOT, SHORT, Stage
 
 pytestmark = pytest.mark.lifecycle
 RESULT = ROOT / ".lab" / "smoke-aws.json"
@@ -86,7 +86,7 @@ def settings(of: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture
 def words(tmp_path_factory: pytest.TempPathFactory, stage: Stage, tmp_path: Path) -> list[str]:
-    from tiny_model import save_model
+    from tests.support.tiny_model import save_model
 
     save_model(tmp_path / "tiny")
     return ["--model", str(tmp_path / "tiny"), "--data", str(data_file(tmp_path))]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from lab.local_cloud.cloud import LocalCloud
 from lab_constructs.compute import render_user_data
-from tests.local_cloud.conftest import SHIMS, Lab, wait_for
-from training_image.reporter import host_phases
+from local_cloud.cloud import LocalCloud
+from tests.support.local_lab import SHIMS, Lab, wait_for
+from training_image.supervisor.reporter import host_phases
 
 SUPERVISOR = '''
 """In the supervisor's place: says what it finds, and that the run has ended."""

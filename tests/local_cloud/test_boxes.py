@@ -12,9 +12,9 @@ import botocore.exceptions
 import psutil
 import pytest
 
-from lab.local_cloud import processes
-from lab.local_cloud.cloud import LocalCloud, LocalCloudError
-from tests.local_cloud.conftest import Lab, wait_for
+from local_cloud import processes
+from local_cloud.cloud import LocalCloud, LocalCloudError
+from tests.support.local_lab import Lab, wait_for
 
 HEAD = """#!/bin/bash
 set -u
@@ -246,7 +246,7 @@ def test_everything_listens_on_loopback_and_nothing_survives(tmp_path: Path) -> 
 OWNER = """
 import sys, time
 from pathlib import Path
-from lab.local_cloud.cloud import LocalCloud
+from local_cloud.cloud import LocalCloud
 LocalCloud(Path(sys.argv[1])).start()
 print('up', flush=True)
 time.sleep(600)

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from lab.local_cloud.cloud import LocalCloud
-from training_image.secrets import read_secret
-
-from .cdk_cli import cdk
+from local_cloud.cloud import LocalCloud
+from tests.support.cdk_cli import cdk
+from training_image.storage.secrets import read_secret
 
 GITHUB = ("-c", "github_repository=octo/lab")
 KNOWN_PROVIDER = (*GITHUB, "-c", "create_oidc_provider=false")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.local_cloud.faults import UnknownFaultError
-from tests.local_cloud.conftest import Lab, wait_for
+from local_cloud.faults import UnknownFaultError
+from tests.support.local_lab import Lab, wait_for
 
 IDLE = "#!/bin/bash\nexport AWS_DEFAULT_REGION=us-east-1\nexec sleep 600\n"
 WRITER = """#!/bin/bash

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lab.local_cloud.cloud import LocalCloud
-from training_image import contract
-
-from .cdk_cli import cdk
+from local_cloud.cloud import LocalCloud
+from tests.support.cdk_cli import cdk
+from training_image.core import contract
 
 BROKEN = '''
 """app.py with a Network that somebody has put a door into."""

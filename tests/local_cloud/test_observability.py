@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from stack_support import training_template
 
-from lab.local_cloud.cloud import ACCOUNT, REGION
-from tests.local_cloud.conftest import Lab, wait_for
-from training_image import contract
+from local_cloud.cloud import ACCOUNT, REGION
+from tests.support.local_lab import Lab, wait_for
+from tests.support.stacks import training_template
+from training_image.core import contract
 
 ROOT = Path(__file__).parents[2]
 RUN_ID, LOG_GROUP, STACK = "run-12345678-1", "the-training-log", "TrainingStack"
@@ -76,7 +76,7 @@ def test_figures_and_log_arrive_through_the_box_role(
         "data_uri": f"s3://{lab.bucket}/data/",
         "settings": settings,
         "settings_sha256": contract.settings_digest(settings),
-        "training_command": [sys.executable, str(ROOT / "tests/unit/fake_trainer.py"), str(work)],
+        "training_command": [sys.executable, str(ROOT / "tests/support/fake_trainer.py"), str(work)],
         "stack_name": STACK,
         "log_group": LOG_GROUP,
     }

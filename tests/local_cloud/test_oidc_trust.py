@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from lab.local_cloud.cloud import ACCOUNT, REGION, LocalCloud
-
-from .cdk_cli import cdk
+from local_cloud.cloud import ACCOUNT, REGION, LocalCloud
+from tests.support.cdk_cli import cdk
 
 SETTINGS = ("-c", "github_repository=octo/lab", "-c", "github_branch=main", "-c", "github_environment=training")
 MAIN, TRAINING = "repo:octo/lab:ref:refs/heads/main", "repo:octo/lab:environment:training"

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from lab.local_cloud.cloud import ACCOUNT, LocalCloud
-from training_image.store import Store
-
-from . import permission_uses as uses
-from .cdk_cli import cdk
-from .permission_uses import ROLES, UNTRIED, USES, World, cases, table_of
+from local_cloud.cloud import ACCOUNT, LocalCloud
+from tests.support import permission_uses as uses
+from tests.support.cdk_cli import cdk
+from tests.support.permission_uses import ROLES, UNTRIED, USES, World, cases, table_of
+from training_image.core.store import Store
 
 OPTIONS = (
     "github_repository=me/lab",

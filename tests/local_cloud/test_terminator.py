@@ -17,13 +17,13 @@ from typing import Any
 import aws_cdk as cdk
 import pytest
 from aws_cdk import aws_autoscaling as autoscaling
-from mailbox_support import Mailbox
-from stack_support import FLAGS
 
-from lab.local_cloud.cloud import ACCOUNT, REGION
 from lab_constructs.safety import Safety
-from tests.local_cloud.conftest import Lab, wait_for
-from training_image import contract
+from local_cloud.cloud import ACCOUNT, REGION
+from tests.support.local_lab import Lab, wait_for
+from tests.support.mailbox import Mailbox
+from tests.support.stacks import FLAGS
+from training_image.core import contract
 
 SUFFIX, GROUP, ASSETS, STACK = "1a2b3c4d", "watched", "box-assets", "Watched"
 DEAF = """#!/bin/bash

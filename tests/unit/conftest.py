@@ -10,7 +10,8 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
-from box_support import REGION, Lab, fake_imds, wait_for
+
+from tests.support.box import REGION, Lab, fake_imds, wait_for
 
 
 def _client(endpoint: str):

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from lambda_support import load
 
-from training_image.contract import RunKeys
+from tests.support.lambdas import load
+from training_image.core.contract import RunKeys
 
 index = load("auto_terminator", "index").index
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

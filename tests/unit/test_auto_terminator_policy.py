@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lambda_support import load
 
-from training_image.contract import Reason
+from tests.support.lambdas import load
+from training_image.core.contract import Reason
 
 policy = load("auto_terminator", "policy").policy
 Box, Facts, decide = policy.Box, policy.Facts, policy.decide

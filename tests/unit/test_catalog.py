@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training_image.catalog import INSTANCES, PRICES_AS_OF, instance_problem, price_table
+from training_image.config.catalog import INSTANCES, PRICES_AS_OF, instance_problem, price_table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -15,12 +15,12 @@ README = (ROOT / "README.md").read_text()
 
 def test_readme_has_exactly_this_table():
     (found,) = re.findall(r"<!-- prices:begin -->\n(.*?)\n<!-- prices:end -->", README, re.DOTALL)
-    assert found.splitlines() == price_table().splitlines(), "python -m training_image.catalog prints what belongs here"
+    assert found.splitlines() == price_table().splitlines(), "python -m training_image.config.catalog prints it"
     assert PRICES_AS_OF in README
 
 
 def test_it_can_be_printed():
-    command = [sys.executable, "-m", "training_image.catalog"]
+    command = [sys.executable, "-m", "training_image.config.catalog"]
     printed = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == price_table()
 

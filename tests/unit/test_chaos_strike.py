@@ -7,8 +7,8 @@ import pytest
 from lab.chaos import strike
 from lab.chaos.plan import Kind
 from lab.chaos.strike import JUMPS, Striker
-from lab.local_cloud.faults import UnknownFaultError
-from training_image.contract import MANIFEST_NAME, RunKeys
+from local_cloud.faults import UnknownFaultError
+from training_image.core.contract import MANIFEST_NAME, RunKeys
 
 KEYS = RunKeys("run-1")
 

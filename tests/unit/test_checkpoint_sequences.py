@@ -15,11 +15,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from training_image import checkpoints
-from training_image.checkpoints import CheckpointId, Manifest
-from training_image.contract import COMPLETE_MARKER, MANIFEST_NAME, RunKeys
-from training_image.publisher import Publisher
-from training_image.store import MissingObject
+from training_image.core.contract import COMPLETE_MARKER, MANIFEST_NAME, RunKeys
+from training_image.core.store import MissingObject
+from training_image.storage import checkpoints
+from training_image.storage.checkpoints import CheckpointId, Manifest
+from training_image.supervisor.publisher import Publisher
 
 KEYS = RunKeys("run")
 SETTINGS = "s"

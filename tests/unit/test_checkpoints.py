@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from training_image.checkpoints import (
+from training_image.storage.checkpoints import (
     KEEP,
     CheckpointId,
     FileEntry,

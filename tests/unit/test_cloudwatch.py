@@ -4,12 +4,12 @@ import logging
 
 import boto3
 import pytest
-from box_support import REGION, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training_image import cloudwatch
-from training_image.cloudwatch import CloudWatch, gpu_figures, log_events, training_figures
+from tests.support.box import REGION, wait_for
+from training_image.supervisor import cloudwatch
+from training_image.supervisor.cloudwatch import CloudWatch, gpu_figures, log_events, training_figures
 
 STATUS = {"phase": "training", "step": 7, "loss": 1.5, "tokens_per_second": 900.0, "eta_seconds": 3}
 

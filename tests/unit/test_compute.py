@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from aws_cdk.assertions import Match, Template
 from hypothesis import HealthCheck, given, settings
-from lab_strategies import lab_configs
-from stack_support import ROOT, only, training_template
 
 from lab_constructs import compute
-from training_image.catalog import INSTANCES
-from training_image.lab_config import LabConfig
+from tests.support.lab_strategies import lab_configs
+from tests.support.stacks import ROOT, only, training_template
+from training_image.config.catalog import INSTANCES
+from training_image.config.lab_settings import LabConfig
 
 GROUP = "AWS::AutoScaling::AutoScalingGroup"
 

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training_image.data import DataError, load, question, split, validate
-from training_image.settings import DataSettings
+from training_image.config.run_settings import DataSettings
+from training_image.data.conversation import DataError, question
+from training_image.data.readers import find_files
+from training_image.data.split import load, split
 
 GOOD = {"prompt": "two and two?", "completion": "four"}
 
@@ -42,7 +44,7 @@ def write(folder, name, *lines):
 def test_a_bad_line_is_named(tmp_path, line, said):
     write(tmp_path, "train.jsonl", GOOD, line)
     with pytest.raises(DataError) as caught:
-        validate(tmp_path)
+        load(tmp_path, DataSettings())
     for part in ("train.jsonl, line 2", *said):
         assert part in str(caught.value)
 
@@ -50,27 +52,27 @@ def test_a_bad_line_is_named(tmp_path, line, said):
 def test_a_file_that_is_not_text_is_named(tmp_path):
     (tmp_path / "train.jsonl").write_bytes(b'{"prompt": "\xff"}\n')
     with pytest.raises(DataError, match="line 1: not UTF-8"):
-        validate(tmp_path)
+        load(tmp_path, DataSettings())
 
 
 def test_no_file_an_empty_file_and_only_held_out_files_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"no \*\.jsonl"):
-        validate(tmp_path)
+        load(tmp_path, DataSettings())
     write(tmp_path, "test.jsonl", GOOD)
     with pytest.raises(DataError, match=r"only held-out files \(test\.jsonl\)"):
-        validate(tmp_path)
+        load(tmp_path, DataSettings())
     write(tmp_path, "train.jsonl")
     with pytest.raises(DataError, match=r"train\.jsonl is empty"):
-        validate(tmp_path)
+        load(tmp_path, DataSettings())
 
 
 def test_files_are_held_out_by_their_name(tmp_path):
     write(tmp_path, "a.jsonl", GOOD, GOOD)
     for name in ("eval.jsonl", "validation-2.jsonl", "Dev.jsonl", "test_new.jsonl"):
         write(tmp_path, name, GOOD)
-    summary = validate(tmp_path)
-    assert [path.name for path in summary.train_files] == ["a.jsonl"]
-    assert (summary.train_examples, summary.eval_examples) == (2, 4)
+    train_files, eval_files = find_files(tmp_path)
+    assert [path.name for path in train_files] == ["a.jsonl"]
+    assert len(eval_files) == 4
 
 
 def test_both_shapes_become_conversations(tmp_path):

@@ -5,10 +5,10 @@ import json
 import aws_cdk as cdk
 import pytest
 from aws_cdk.assertions import Match, Template
-from stack_support import FLAGS, data_template, only
 
 from stacks.data_stack import DataStack
-from training_image.lab_config import LabConfig
+from tests.support.stacks import FLAGS, data_template, only
+from training_image.config.lab_settings import LabConfig
 
 KEPT = {"DeletionPolicy": "RetainExceptOnCreate", "UpdateReplacePolicy": "Retain"}
 """Kept by every deletion and replacement; only a first deploy that is rolled back takes its own empty ones along."""

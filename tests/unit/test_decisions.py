@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training_image.contract import Reason, SupervisorExit, TrainerExit
-from training_image.decisions import Cause, Stop, may_end_at_once, verdict
+from training_image.core.contract import Reason, SupervisorExit, TrainerExit
+from training_image.supervisor.decisions import Cause, Stop, may_end_at_once, verdict
 
 ENDING = {Cause.CONTROL: Reason.STOPPED, Cause.DEADLINE: Reason.EXPIRED}
 stops = st.sampled_from(list(Cause)).map(lambda cause: Stop(cause, "because", ENDING.get(cause)))

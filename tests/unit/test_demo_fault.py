@@ -6,8 +6,8 @@ from lab.chaos.plan import Kind
 from lab.demo import fault
 from lab.demo.environment import InputError
 from lab.demo.fault import DemoFault, Saboteur
-from lab.demo.follow import Place
-from training_image.contract import RunKeys
+from lab.operator.follow import Place
+from training_image.core.contract import RunKeys
 
 PLACE = Place("bucket", RunKeys("run-1"), "group")
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lab.demo.progress import Progress, Shown, describe, duration
+from lab.operator.progress import Progress, Shown, describe, duration
 
 
 class Clock:

@@ -10,11 +10,12 @@ import pytest
 from botocore.exceptions import ClientError
 from rich.console import Console
 
-from lab.demo import record, report
+from lab.demo import report
 from lab.demo.recheck import Recheck
-from lab.demo.record import RunRecord
 from lab.demo.summary import Facts, box_seconds, phase_seconds, problems, summarize, to_first_step
-from training_image.contract import RunKeys
+from lab.operator import record
+from lab.operator.record import RunRecord
+from training_image.core.contract import RunKeys
 
 PROMISED = """
 run_id outcome ended_by engine base_model train_examples eval_examples steps eval_loss_before eval_loss_after

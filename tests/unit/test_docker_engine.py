@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.local_cloud import docker_engine
-from lab.local_cloud.cloud import LocalCloud, LocalCloudError
-from lab.local_cloud.docker_engine import Engine, translate
+from local_cloud import docker_engine
+from local_cloud.cloud import LocalCloud, LocalCloudError
+from local_cloud.docker_engine import Engine, translate
 
 ECR = "000000000000.dkr.ecr.us-east-1.amazonaws.com"
 REGISTRY = "127.0.0.1:4566"

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from stack_support import data_template, only
 
 from lab_constructs.github import AUDIENCE, ISSUER, subject
-from training_image.lab_config import LabConfig
+from tests.support.stacks import data_template, only
+from training_image.config.lab_settings import LabConfig
 
 NUMBERS = st.integers(min_value=1, max_value=10**12)
 REPOSITORIES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9-]{0,9}/[A-Za-z0-9._-]{1,9}", fullmatch=True)

@@ -13,11 +13,11 @@ import aws_cdk as cdk
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stack_support import ROOT
-from whole_app import templates, whole_app
 
 from lab_constructs import guards
-from training_image import contract
+from tests.support.stacks import ROOT
+from tests.support.whole_app import templates, whole_app
+from training_image.core import contract
 
 Template = dict[str, Any]
 

@@ -6,18 +6,18 @@ import subprocess
 
 import boto3
 import pytest
-import tiny_model
-from box_support import wait_for
-from fake_hub import fake_hub
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training_image import hub as hub_module
-from training_image import preparation
-from training_image.attempt import TRAINER
-from training_image.contract import HUB_MIRROR, RunKeys, SupervisorExit, TrainerExit, WorkDir, settings_digest
-from training_image.hub import Listing, UnusableModelError, needed
-from training_image.hub_cache import HubModel
+from tests.support import tiny_model
+from tests.support.box import wait_for
+from tests.support.fake_hub import fake_hub
+from training_image.core.contract import HUB_MIRROR, RunKeys, SupervisorExit, TrainerExit, WorkDir, settings_digest
+from training_image.storage import hub as hub_module
+from training_image.storage.hub import Listing, UnusableModelError, needed
+from training_image.storage.hub_cache import HubModel
+from training_image.supervisor import preparation
+from training_image.supervisor.attempt import TRAINER
 
 TOKEN = "hf_do-not-write-me-down"
 WEIGHTS = bytes(range(256)) * 100

@@ -33,10 +33,11 @@ def staged(context, tmp_path, name):
 
 def test_only_the_code_its_locks_and_the_dockerfile_travel_and_count_in_the_hash(context, tmp_path):
     folder, before = staged(context, tmp_path, "clean")
-    expected = {path.name for path in IMAGE.glob("*.py")} | {f"requirements-{name}.lock" for name in VARIANTS}
+    code = {path.relative_to(IMAGE).as_posix() for path in IMAGE.rglob("*.py")}
+    expected = code | {f"requirements-{name}.lock" for name in VARIANTS}
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert files - {"Dockerfile", ".dockerignore"} == expected
-    litter = ("__pycache__/train.cpython-311.pyc", "notes.md", "tests/test_train.py", "adapter.safetensors", ".env")
+    litter = ("__pycache__/train.cpython-311.pyc", "notes.md", "train/notes.md", "adapter.safetensors", ".env")
     for name in litter:
         (context / name).parent.mkdir(exist_ok=True)
         (context / name).write_text("x")
@@ -44,7 +45,7 @@ def test_only_the_code_its_locks_and_the_dockerfile_travel_and_count_in_the_hash
     assert staged(context, tmp_path, "littered")[1] == before
 
 
-@pytest.mark.parametrize("name", ["train.py", "Dockerfile", "requirements-gpu.lock"])
+@pytest.mark.parametrize("name", ["train/sft.py", "Dockerfile", "requirements-gpu.lock"])
 def test_what_the_image_is_made_of_changes_the_hash(context, tmp_path, name):
     _, before = staged(context, tmp_path, "before")
     with (context / name).open("a") as file:
@@ -66,7 +67,7 @@ def test_the_supervisor_is_pid_1_and_not_root():
 
 def test_the_code_comes_after_everything_that_takes_long():
     words = instructions()
-    code = next(index for index, word in enumerate(words) if word == ["COPY", "*.py training_image/"])
+    code = next(index for index, word in enumerate(words) if word == ["COPY", ". training_image/"])
     assert {name for name, _ in words[code + 1 :]} <= {"USER", "ENTRYPOINT"}
     base = [value for name, value in words if name == "FROM"]
     assert base == ["${BASE_IMAGE} AS packages", "${BASE_IMAGE}"], "slim; the CUDA libraries come with the wheels"

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from lab.local_cloud.hooks import IncompatibleEmulatorError, Module
-from lab.local_cloud.imds import Tokens, respond, tree
+from local_cloud.hooks import IncompatibleEmulatorError, Module
+from local_cloud.imds import Tokens, respond, tree
 
 HEADER, TTL = "x-aws-ec2-metadata-token", "X-AWS-EC2-Metadata-Token-TTL-Seconds"
 

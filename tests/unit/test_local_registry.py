@@ -6,9 +6,9 @@ import image_digest
 import pytest
 from botocore.exceptions import ClientError
 
-from lab.local_cloud import patches
-from lab.local_cloud.hooks import Module
-from training_image.contract import image_tag
+from local_cloud import patches
+from local_cloud.hooks import Module
+from training_image.core.contract import image_tag
 
 NAME = "lab/images"
 ecr = Module("ministack.services.ecr")

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from lab.local_cloud import units
-from lab.local_cloud.control import parse_systemctl
-from lab.local_cloud.units import UnitError
+from local_cloud import units
+from local_cloud.control import parse_systemctl
+from local_cloud.units import UnitError
 
 SERVICE = """
 [Unit]

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-import tiny_model
 import trl
 
-from training_image.data import DataError
-from training_image.masking import IGNORED, encode, to_dataset
+from tests.support import tiny_model
+from training_image.data.conversation import DataError
+from training_image.train.masking import IGNORED, encode, to_dataset
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 # Real templates, with the special tokens they use and the one that ends a turn.

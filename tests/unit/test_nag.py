@@ -10,8 +10,9 @@ from pathlib import Path
 import aws_cdk as cdk
 import pytest
 from cdk_nag import AwsSolutionsChecks
-from stack_support import ROOT
-from whole_app import VARIANTS, whole_app
+
+from tests.support.stacks import ROOT
+from tests.support.whole_app import VARIANTS, whole_app
 
 
 def findings(app: cdk.App) -> list[str]:

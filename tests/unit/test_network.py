@@ -4,10 +4,10 @@ import json
 
 import pytest
 from aws_cdk.assertions import Match, Template
-from stack_support import only, training_template
 
-from training_image.lab_config import LabConfig
-from training_image.zones import ZONES, zone_count
+from tests.support.stacks import only, training_template
+from training_image.config.lab_settings import LabConfig
+from training_image.config.zones import ZONES, zone_count
 
 GROUP = "AWS::AutoScaling::AutoScalingGroup"
 OWN = {"create_vpc": False, "vpc_id": "vpc-0123456789abcdef0", "subnet_ids": ("subnet-0123456789abcdef0",)}

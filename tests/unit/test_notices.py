@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training_image import notices
-from training_image.contract import Reason
-from training_image.notices import Usage, usage
+from training_image.core import notices
+from training_image.core.contract import Reason
+from training_image.core.notices import Usage, usage
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 RUN = {

@@ -5,10 +5,11 @@ import re
 
 import pytest
 from aws_cdk.assertions import Match, Template
-from stack_support import only, training_template
 
-from training_image import cloudwatch, contract
-from training_image.lab_config import LabConfig
+from tests.support.stacks import only, training_template
+from training_image.config.lab_settings import LabConfig
+from training_image.core import contract
+from training_image.supervisor import cloudwatch
 
 
 @pytest.fixture(scope="module")

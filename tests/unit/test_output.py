@@ -6,15 +6,16 @@ from pathlib import Path
 
 import boto3
 import pytest
-from account_support import DATA, TRAINING, deploy
 from botocore import exceptions
-from box_support import REGION
 from typer.testing import CliRunner, Result
 
-from lab import aws_errors, cli
-from lab.output import GITHUB, INSTANCE, NAMES, OutputError, Outputs
-from training_image.contract import RunKeys
-from training_image.lab_config import LabConfig
+from lab import cli
+from lab.operator import aws_errors
+from lab.operator.deployed import GITHUB, INSTANCE, NAMES, OutputError, Outputs
+from tests.support.account import DATA, TRAINING, deploy
+from tests.support.box import REGION
+from training_image.config.lab_settings import LabConfig
+from training_image.core.contract import RunKeys
 
 RUNNER = CliRunner()
 ROOT = Path(__file__).parents[2]

@@ -2,8 +2,8 @@
 
 import os
 
-from training_image import preparation
-from training_image.contract import WorkDir
+from training_image.core.contract import WorkDir
+from training_image.supervisor import preparation
 
 
 def fetch(lab, work):

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from lab.local_cloud import images
-from lab.local_cloud.cloud import SHIMS
-from lab.local_cloud.docker import STATE_VARIABLE
-from lab.local_cloud.dockerignore import ignored
-from lab.local_cloud.images import EngineError, ImageConfig
+from local_cloud import images
+from local_cloud.cloud import SHIMS
+from local_cloud.docker import STATE_VARIABLE
+from local_cloud.dockerignore import ignored
+from local_cloud.images import EngineError, ImageConfig
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@ import hashlib
 import threading
 
 import pytest
-from box_support import wait_for
 
-from training_image import checkpoints, publisher
-from training_image.checkpoints import CheckpointId, Resume, fetch_newest, published
-from training_image.contract import RunKeys
-from training_image.publisher import Publisher
-from training_image.store import Store
+from tests.support.box import wait_for
+from training_image.core.contract import RunKeys
+from training_image.core.store import Store
+from training_image.storage import checkpoints
+from training_image.storage.checkpoints import CheckpointId, Resume, fetch_newest, published
+from training_image.supervisor import publisher
+from training_image.supervisor.publisher import Publisher
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from training_image.lab_config import LabConfig
-from training_image.settings import known_variables
+from training_image.config.lab_settings import LabConfig
+from training_image.config.run_settings import known_variables
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training_image.contract import WorkDir
-from training_image.reporter import Timeline, host_phases, timed_phase
+from training_image.core.contract import WorkDir
+from training_image.supervisor.reporter import Timeline, host_phases, timed_phase
 
 BOOT = [("setup", 100.0, 102.0), ("prefetch", 102.0, 110.0), ("image_pull", 102.0, 108.5)]
 

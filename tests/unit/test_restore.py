@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from training_image import checkpoints
-from training_image.checkpoints import FORMAT, CheckpointId, fetch_newest
-from training_image.contract import MANIFEST_NAME, RunKeys
+from training_image.core.contract import MANIFEST_NAME, RunKeys
+from training_image.storage import checkpoints
+from training_image.storage.checkpoints import FORMAT, CheckpointId, fetch_newest
 
 TOKENIZER = "the same in each"
 

@@ -3,23 +3,24 @@
 import sys
 
 import pytest
-import tiny_model
-from box_support import MODELS
 
-from training_image.contract import RunKeys, SupervisorExit
-from training_image.store import Store
+from tests.support import tiny_model
+from tests.support.box import MODELS
+from training_image.core.contract import RunKeys, SupervisorExit
+from training_image.core.store import Store
 
 STEPS = 6
 HOLDING = """
 import sys, time
-from training_image import train
-begin = train.RunCallback.on_step_begin
+from training_image.train.__main__ import main
+from training_image.train.callbacks import RunCallback
+begin = RunCallback.on_step_begin
 def hold(self, args, state, control, **kwargs):
     while state.global_step == 3 and not self._work.stop.exists():
         time.sleep(0.02)
     begin(self, args, state, control, **kwargs)
-train.RunCallback.on_step_begin = hold
-sys.exit(train.main())
+RunCallback.on_step_begin = hold
+sys.exit(main())
 """
 """The trainer, which waits in step 4 until it is told to stop."""
 SETTINGS = {

@@ -59,7 +59,11 @@ def not_python(asset):
 
 @pytest.mark.parametrize(
     ("damage", "word"),
-    [(without("edge.py"), "'edge'"), (without("training_image/contract.py"), "contract"), (not_python, "policy.py")],
+    [
+        (without("edge.py"), "'edge'"),
+        (without("training_image/core/contract.py"), "contract"),
+        (not_python, "policy.py"),
+    ],
 )
 @pytest.mark.parametrize(("kind", "status"), [("Create", "FAILED"), ("Update", "FAILED"), ("Delete", "SUCCESS")])
 def test_a_broken_asset_answers_at_once_and_never_keeps_a_stack_from_being_deleted(

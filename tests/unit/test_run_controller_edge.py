@@ -8,9 +8,9 @@ import edge
 import index
 import pytest
 from botocore.exceptions import ClientError
-from controller_support import SPEC, Fakes, refused, serve
 
-from training_image import contract
+from tests.support.controller import SPEC, Fakes, refused, serve
+from training_image.core import contract
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import json
 import edge
 import index
 import pytest
-from controller_support import SPEC, Fakes
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from training_image import contract
+from tests.support.controller import SPEC, Fakes
+from training_image.core import contract
 
 OTHER = {**SPEC, "settings": {"training": {"seed": 2}}}
 SPECS = st.sampled_from(

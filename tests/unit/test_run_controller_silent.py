@@ -6,8 +6,9 @@ import time
 
 import boto3
 import pytest
-from box_support import REGION
-from stack_support import ROOT, training_template
+
+from tests.support.box import REGION
+from tests.support.stacks import ROOT, training_template
 
 SILENT_ON_DELETE = """
 import json, urllib.request

@@ -4,10 +4,10 @@ import json
 
 import pytest
 from aws_cdk.assertions import Match, Template
-from stack_support import only, training_template
 
 from lab_constructs.safety import LOOK_EVERY_MINUTES
-from training_image.lab_config import LabConfig
+from tests.support.stacks import only, training_template
+from training_image.config.lab_settings import LabConfig
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.local_cloud import scaling_rules as rules
-from lab.local_cloud.scaling_rules import Sizes, ValidationError
+from local_cloud import scaling_rules as rules
+from local_cloud.scaling_rules import Sizes, ValidationError
 
 SMALL = st.integers(0, 4)
 MAYBE = st.none() | SMALL

@@ -10,10 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from stack_support import only, training_template
 
-from training_image.contract import TrainerExit, WorkDir
-from training_image.secrets import read_secret
+from tests.support.stacks import only, training_template
+from training_image.core.contract import TrainerExit, WorkDir
+from training_image.storage.secrets import read_secret
 
 TOKEN = "hf_do-not-write-me-down"
 SETTINGS = {"model": {"base_model": "octo/gated-model"}, "training": {"use_cpu": True}}

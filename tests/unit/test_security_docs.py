@@ -5,10 +5,10 @@ from functools import cache
 from typing import Any
 
 import pytest
-from stack_support import ROOT
-from whole_app import VARIANTS, templates, whole_app
 
 from lab_constructs import guards
+from tests.support.stacks import ROOT
+from tests.support.whole_app import VARIANTS, templates, whole_app
 
 DOCUMENT = (ROOT / "docs" / "security.md").read_text()
 NO_RESOURCE = {

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from lab_strategies import lab_configs
-from test_templates_lint import findings
-from whole_app import templates, whole_app
 
 from lab_constructs import guards
-from training_image import lab_config
-from training_image.lab_config import LabConfig
-from training_image.settings import PREFIX, RunSettings
+from tests.support.lab_strategies import lab_configs
+from tests.support.whole_app import templates, whole_app
+from tests.unit.test_templates_lint import findings
+from training_image.config import lab_settings
+from training_image.config.lab_settings import LabConfig
+from training_image.config.run_settings import PREFIX, RunSettings
 
 SLOW = settings(
     derandomize=True,
@@ -95,7 +95,7 @@ def wrong_values() -> st.SearchStrategy[dict[str, Any]]:
 @given(values=wrong_values())
 @settings(SLOW, max_examples=300)
 def test_whatever_is_typed_loads_and_each_problem_is_one_sentence(values):
-    loaded = lab_config.load(NOWHERE, values, _environment())
+    loaded = lab_settings.load(NOWHERE, values, _environment())
     for problem in (*loaded.lab_problems, *loaded.run_problems):
         assert problem.strip() == problem
         assert problem
@@ -114,7 +114,7 @@ def _environment() -> Any:
 @settings(SLOW, max_examples=6)
 def test_whatever_is_typed_still_synthesises(values):
     """So that a destroy works."""
-    loaded = lab_config.load(NOWHERE, values, _environment())
+    loaded = lab_settings.load(NOWHERE, values, _environment())
     _environment()
     app, data, training = whole_app(loaded.config, loaded.settings)
     guards.synth(app, training=training)

@@ -7,8 +7,9 @@ from rich.console import Console
 
 from lab.smoke import account, checklist, plan
 from lab.smoke.checklist import EXPECTED, Checklist
-from training_image import contract, lab_config
-from training_image.settings import known_variables
+from training_image.config import lab_settings
+from training_image.config.run_settings import known_variables
+from training_image.core import contract
 
 MODEL = "LLM_MODEL__BASE_MODEL"
 
@@ -26,7 +27,7 @@ def test_its_settings_are_valid_whatever_lab_yaml_says(tmp_path, monkeypatch):
     (tmp_path / "lab.yaml").write_text(
         "instance_type: p5.48xlarge\nmax_runtime_hours: 300\nuse_spot: false\nlab: mine\n"
     )
-    loaded = lab_config.load(tmp_path / "lab.yaml", plan.CONTEXT, dict(plan.SETTINGS))
+    loaded = lab_settings.load(tmp_path / "lab.yaml", plan.CONTEXT, dict(plan.SETTINGS))
     assert loaded.lab_problems == ()
     config = loaded.config
     assert (config.lab, config.training_stack_name) == ("smoke", "smoke-TrainingStack"), "collides with no other lab"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from aws_cdk.assertions import Template
-from stack_support import FLAGS, ROOT, data_template, only, training_template
 
-from training_image.lab_config import LabConfig
-from training_image.settings import RunSettings
+from tests.support.stacks import FLAGS, ROOT, data_template, only, training_template
+from training_image.config.lab_settings import LabConfig
+from training_image.config.run_settings import RunSettings
 
 HASH = re.compile(r"[0-9a-f]{64}")
 

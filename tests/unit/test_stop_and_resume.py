@@ -7,17 +7,17 @@ from threading import Thread
 
 import boto3
 import pytest
-from account_support import DATA, TRAINING, deploy
-from box_support import wait_for
 from typer.testing import CliRunner
 
 from lab import cli
 from lab import stop as stopping
-from lab.output import OutputError, load
-from training_image import checkpoints
-from training_image.contract import Reason, RunKeys, settings_digest
-from training_image.settings import RunSettings
-from training_image.store import Store
+from lab.operator.deployed import OutputError, load
+from tests.support.account import DATA, TRAINING, deploy
+from tests.support.box import wait_for
+from training_image.config.run_settings import RunSettings
+from training_image.core.contract import Reason, RunKeys, settings_digest
+from training_image.core.store import Store
+from training_image.storage import checkpoints
 
 RUN, NEXT = "run-12345678-1", "run-12345678-2"
 KEYS = RunKeys(RUN)

@@ -10,7 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 
-from training_image.store import MissingObject, Store, remove_others
+from training_image.core.store import MissingObject, Store, remove_others
 
 NOW = datetime.now(UTC)
 

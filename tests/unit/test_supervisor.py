@@ -5,10 +5,10 @@ import signal
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from box_support import SETTINGS, flip, wait_for
 
-from training_image.checkpoints import fetch_newest, published
-from training_image.contract import DEADLINE_MARGIN_SECONDS, MANIFEST_NAME, SupervisorExit, settings_digest
+from tests.support.box import SETTINGS, flip, wait_for
+from training_image.core.contract import DEADLINE_MARGIN_SECONDS, MANIFEST_NAME, SupervisorExit, settings_digest
+from training_image.storage.checkpoints import fetch_newest, published
 
 
 def verified_step(lab):

@@ -1,10 +1,10 @@
 """The supervisor of a run that begins with what another run has left: its checkpoint, or its adapter."""
 
 import pytest
-from box_support import MODELS, SETTINGS, flip, wait_for
 
-from training_image.checkpoints import published
-from training_image.contract import RunKeys, SupervisorExit
+from tests.support.box import MODELS, SETTINGS, flip, wait_for
+from training_image.core.contract import RunKeys, SupervisorExit
+from training_image.storage.checkpoints import published
 
 
 # --- a run that continues another -------------------------------------------------------------------------------------

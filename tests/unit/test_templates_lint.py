@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from whole_app import whole_app, write_all
 
 from lab_constructs.acknowledge import acknowledge
+from tests.support.whole_app import whole_app, write_all
 
 REGIONS = ("us-east-1", "eu-central-1")
 

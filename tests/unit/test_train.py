@@ -6,18 +6,18 @@ import shutil
 
 import hypothesis
 import pytest
-import tiny_model
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from trainer_support import SETTINGS, STEPS, prepare, run, steps, stop_at
 
-from training_image import evaluation, train
-from training_image.callbacks import MAX_WAITING, RunCallback, save_is_due
-from training_image.contract import COMPLETE_MARKER, TrainerExit
-from training_image.data import load
-from training_image.model import dtype_for, load_for_evaluation, supervised_nll
-from training_image.settings import RunSettings
+from tests.support import tiny_model
+from tests.support.trainer import SETTINGS, STEPS, prepare, run, steps, stop_at
+from training_image.config.run_settings import RunSettings
+from training_image.core.contract import COMPLETE_MARKER, TrainerExit
+from training_image.data.split import load
+from training_image.train import evaluation, sft
+from training_image.train.callbacks import MAX_WAITING, RunCallback, save_is_due
+from training_image.train.model import dtype_for, load_for_evaluation, supervised_nll
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_out_of_memory_has_its_own_exit_code(error, tmp_path, base, monkeypatch)
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(train, "supervised_nll", fail)
+    monkeypatch.setattr(sft, "supervised_nll", fail)
     work = prepare(tmp_path, base)
     assert run(work) == TrainerExit.OUT_OF_MEMORY
     assert "LLM_TRAINING__PER_DEVICE_TRAIN_BATCH_SIZE" in work.error.read_text()
@@ -193,7 +193,7 @@ def test_any_other_error_is_a_crash(tmp_path, base, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(train, "supervised_nll", fail)
+    monkeypatch.setattr(sft, "supervised_nll", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         run(prepare(tmp_path, base))
 

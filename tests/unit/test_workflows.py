@@ -12,8 +12,9 @@ import pytest
 import yaml
 from image_digest import FROM_MAIN
 
-from training_image import contract, lab_config
-from training_image.lab_config import LabConfig
+from training_image.config import lab_settings
+from training_image.config.lab_settings import LabConfig
+from training_image.core import contract
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".github"
@@ -223,7 +224,7 @@ def test_train_hands_settings_to_the_same_check_as_lab_yaml(tmp_path, typed, pro
     script = step("train", "Write lab.yaml")["run"]
     assert run("bash", "-e", "-c", script, cwd=tmp_path, SETTINGS=typed).returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["lab.yaml"]
-    loaded = lab_config.load(tmp_path / "lab.yaml", {}, {})
+    loaded = lab_settings.load(tmp_path / "lab.yaml", {}, {})
     assert len(loaded.lab_problems) == len(problems)
     for problem, word in zip(loaded.lab_problems, problems, strict=True):
         assert word in problem

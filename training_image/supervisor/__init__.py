@@ -1,0 +1,1 @@
+"""The container's own process: makes one attempt at a run and watches over the trainer."""
