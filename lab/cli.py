@@ -114,6 +114,7 @@ def _deployed(context: list[str] | None) -> Iterator[Outputs]:
     """The deployed lab's values; what goes wrong with them is one sentence and exit code 1."""
     from lab.operator import aws_errors
     from lab.operator import deployed as outputs
+    from training_image.core.errors import UserError
 
     region = None
     try:
@@ -121,7 +122,7 @@ def _deployed(context: list[str] | None) -> Iterator[Outputs]:
         for problem in problems:
             print(f"warning: {problem}", file=sys.stderr)
         yield found
-    except outputs.OutputError as error:
+    except UserError as error:
         raise _fail(str(error), 1) from None
     except aws_errors.FAILURES as error:
         raise _fail(aws_errors.sentence(error, region), 1) from None

@@ -11,7 +11,9 @@ from typing import Any
 from lab.operator.deployed import OutputError, Outputs
 from training_image.config.run_settings import RunSettings, variable
 from training_image.core import lineage
+from training_image.core.codec import UnreadableError
 from training_image.core.contract import RunKeys
+from training_image.core.records import read_outcome, read_run
 from training_image.core.store import Store
 from training_image.storage import checkpoints
 
@@ -26,14 +28,18 @@ def check(outputs: Outputs, run_id: str, said: Mapping[str, Any], say: Callable[
         OutputError: it cannot be continued, or not so. The deploy would be refused too, minutes later.
     """
     store, keys = outputs.results(), RunKeys(run_id)
-    run, outcome = store.read_json(keys.run), store.read_json(keys.outcome)
+    try:
+        run, outcome = read_run(store, keys), read_outcome(store, keys)
+        family = [keys, *lineage.ancestors(store, run.resume if run else None)]
+    except UnreadableError as error:
+        raise OutputError(f"Run {run_id} cannot be continued: {error}.") from None
     if problem := lineage.cannot_continue(run_id, run, outcome, lineage.run_ids(store)):
         raise OutputError(problem)
-    if other := lineage.differing(said, run["settings"]):
+    assert run is not None and outcome is not None  # noqa: S101, PT018 else there is a problem
+    if other := lineage.differing(said, run.settings):
         raise OutputError(lineage.keeps_its_settings(run_id, other))
     _not_beside(outputs, store, run_id)
-    say(f"Run {run_id} ended as {outcome['reason']}: {outcome.get('detail')}")
-    family = [keys, *lineage.ancestors(store, run.get("resume"))]
+    say(f"Run {run_id} ended as {outcome.reason}: {outcome.sentence}.")
     steps = (max(found).step for each in family if (found := checkpoints.published(store, each)))
     step = next(steps, None)
     say(
@@ -41,8 +47,8 @@ def check(outputs: Outputs, run_id: str, said: Mapping[str, Any], say: Callable[
         if step is None
         else f"It goes on from step {step}, or the newest checkpoint before that which verifies."
     )
-    say(f"Data: {run['data_uri']}")
-    say(f"Settings, as it began: {', '.join(_unusual(run['settings'])) or 'the defaults'}")
+    say(f"Data: {run.data_uri}")
+    say(f"Settings, as it began: {', '.join(_unusual(run.settings)) or 'the defaults'}")
 
 
 def command(root: Path, run_id: str, context: Sequence[str]) -> list[str]:
@@ -71,12 +77,13 @@ def _not_beside(outputs: Outputs, store: Store, run_id: str) -> None:
     if current in (None, "none", run_id):
         return
     keys = RunKeys(current)
-    outcome = store.read_json(keys.outcome)
+    outcome = read_outcome(store, keys)
     if outcome is None:
         raise OutputError(f"Run {current} of this stack is active. Stop it first: {outputs.command('lab stop')}")
-    if (store.read_json(keys.run) or {}).get("resume") == run_id:
+    own = read_run(store, keys)
+    if own is not None and own.resume == run_id:
         raise OutputError(
-            f"Run {current} has continued {run_id} already, and ended as {outcome.get('reason')}. Continue that one: "
+            f"Run {current} has continued {run_id} already, and ended as {outcome.reason}. Continue that one: "
             + outputs.command(f"lab resume {current}")
         )
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 from lab.operator.deployed import OutputError, Outputs
-from training_image.core import contract
 from training_image.core.contract import RunKeys
+from training_image.core.records import StopRequest, now, read_heartbeat, read_outcome, update_control
 
 WAIT_SECONDS = 900.0
-"""A box answers within two minutes; where there is none, or it hangs, the auto-terminator ends the run."""
+"""An instance answers within two minutes; where there is none, or it hangs, the auto-terminator ends the run."""
 POLL_SECONDS = 2.0
 
 
@@ -25,32 +25,28 @@ def stop(outputs: Outputs, say: Callable[[str], None], wait_seconds: float = WAI
     if run_id == "none":
         raise OutputError("There is no run to stop: none was started (create_instance: false).")
     store, keys = outputs.results(), RunKeys(run_id)
-    if outcome := store.read_json(keys.outcome):
-        raise OutputError(f"There is no run to stop: {run_id} ended as {outcome.get('reason')} ({_detail(outcome)}).")
-    request = {"reason": contract.Reason.STOPPED, "detail": "`lab stop` was typed", "at": contract.utc_now()}
-    store.update_json(keys.control, lambda control: {"stop": request, **control})
+    if outcome := read_outcome(store, keys):
+        raise OutputError(f"There is no run to stop: {run_id} ended as {outcome.reason} ({outcome.sentence}).")
+    request = StopRequest(now(), detail="`lab stop` was typed")
+    update_control(store, keys, lambda control: replace(control, stop=control.stop or request))
     say(f"Run {run_id} has been asked to save a checkpoint and end. Ctrl-C leaves it to that.")
     end = time.monotonic() + wait_seconds
     last = None
-    while not (outcome := store.read_json(keys.outcome)):
+    while (outcome := read_outcome(store, keys)) is None:
         if time.monotonic() > end:
             raise OutputError(
                 f"Run {run_id} has not ended yet; the request stands, and the auto-terminator sees to it. Wait again: "
                 "lab stop. End it now: " + outputs.command("cdk destroy TrainingStack")
             )
-        beat = store.read_json(keys.heartbeat) or {}
-        seen = f"{beat.get('phase')}, step {beat.get('step') or 0}" if beat else "no instance has reported yet"
+        beat = read_heartbeat(store, keys)
+        seen = f"{beat.phase}, step {beat.step or 0}" if beat.phase else "no instance has reported yet"
         if seen != last:
             say(f"  {seen}")
             last = seen
         time.sleep(POLL_SECONDS)
-    say(f"Run {run_id} ended as {outcome.get('reason')}: {_detail(outcome)}.")
-    if outcome.get("reason") == contract.Reason.SUCCEEDED:
+    say(f"Run {run_id} ended as {outcome.reason}: {outcome.sentence}.")
+    if outcome.succeeded:
         say(f"Fetch the adapter: aws s3 sync s3://{store.bucket}/{keys.adapter} adapter/")
     else:
         say(f"Continue it: {outputs.command(f'lab resume {run_id}')}")
     say(f"Remove the rest of the stack: {outputs.command('cdk destroy TrainingStack')}")
-
-
-def _detail(outcome: dict[str, Any]) -> str:
-    return str(outcome.get("detail") or "no detail").rstrip(".")

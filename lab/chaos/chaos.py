@@ -14,7 +14,7 @@ from lab.chaos import observe
 from lab.chaos.plan import ENDS_A_BOX, PHASES, Fault, Kind, plan
 from lab.chaos.strike import Striker, remove_small_disk, small_disk
 from lab.operator.cdk import Cdk
-from lab.operator.record import outputs
+from lab.operator.resources import outputs
 from local_cloud import clock
 from local_cloud.cloud import LocalCloud
 from training_image.config.run_settings import variable

@@ -21,14 +21,18 @@ from lab.demo.base_model import BaseModelError
 from lab.demo.fault import Saboteur
 from lab.demo.recheck import RecheckError, recheck
 from lab.demo.summary import Facts, problems, summarize
-from lab.operator import record
-from lab.operator.cdk import Cdk, CdkError
+from lab.operator import record, resources
+from lab.operator.cdk import Cdk
 from lab.operator.follow import Place, RunStalledError, follow, wait_until_gone
 from lab.operator.progress import TITLES, Progress, Shown
 from local_cloud.cloud import LocalCloud, LocalCloudError
 from training_image.core.contract import DATA_STACK, TRAINING_STACK, RunKeys
+from training_image.core.errors import UserError
+from training_image.core.store import Store
 
-_FAILURES = (BaseModelError, CdkError, RunStalledError, RecheckError, LocalCloudError, BotoCoreError, ClientError)
+_FAILURES = (
+    BaseModelError, RunStalledError, RecheckError, LocalCloudError, UserError, BotoCoreError, ClientError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def _life_cycle(options: Options, cloud: LocalCloud, progress: Progress, facts: 
 
     progress.enter("Deploying DataStack")
     cdk.run("deploy", DATA_STACK, "--require-approval", "never")
-    data_stack = record.outputs(cloudformation, DATA_STACK)
+    data_stack = resources.outputs(cloudformation, DATA_STACK)
     bucket = data_stack["TrainingBucket"]
     progress.enter("Uploading data and base model")
     _upload(s3, bucket, "data/", _data(options))
@@ -113,29 +117,29 @@ def _life_cycle(options: Options, cloud: LocalCloud, progress: Progress, facts: 
     saboteur = Saboteur(fault.from_shell(os.environ), cloud)
     saboteur.before_the_run()
     cdk.run("deploy", TRAINING_STACK, "--require-approval", "never", *saboteur.options, variables=variables)
-    training_stack = record.outputs(cloudformation, TRAINING_STACK)
+    training_stack = resources.outputs(cloudformation, TRAINING_STACK)
     facts.run_id = training_stack["RunId"]
     keys = RunKeys(facts.run_id)
-    place = Place(data_stack["OutputsBucket"], keys, training_stack["AutoScalingGroupName"])
-    facts.adapter_uri = f"s3://{place.bucket}/{keys.adapter}"
+    place = Place(Store(s3, data_stack["OutputsBucket"]), keys, training_stack["AutoScalingGroupName"])
+    facts.adapter_uri = f"s3://{place.store.bucket}/{keys.adapter}"
     try:
-        follow(s3, ec2, place, progress, on_heartbeat=lambda heartbeat: saboteur.at(place, heartbeat))
+        follow(place, ec2, progress, on_heartbeat=lambda heartbeat: saboteur.at(place, heartbeat))
         facts.instances_before_destroy = wait_until_gone(ec2, progress)
     finally:
-        facts.record = record.read_run(s3, place.bucket, keys)
-        _keep_logs(s3, place, options.folder)
+        facts.record = record.record(place.store, keys)
+        _keep_logs(place, options.folder)
     if not saboteur.struck:
         facts.problem = "DEMO_FAULT never struck: the run ended before a checkpoint was durable. Raise DEMO_STEPS."
-    causes = record.termination_causes(cloud.client("autoscaling"), place.group)
-    facts.ended_by = record.ended_by(causes, facts.record.outcome)
+    causes = resources.termination_causes(cloud.client("autoscaling"), place.group)
+    facts.ended_by = resources.ended_by(causes, facts.record.outcome)
 
     progress.enter("Destroying TrainingStack")
     cdk.run("destroy", TRAINING_STACK, "--force", variables=variables)
     _look(cloud, facts)
-    if facts.record.succeeded:
+    if facts.record.succeeded and facts.record.run is not None:
         progress.enter("Loading the adapter afresh from S3")
         scratch = options.folder / "recheck"
-        facts.recheck = recheck(s3, place.bucket, facts.record.run, scratch, cloud.environ())
+        facts.recheck = recheck(place.store, facts.record.run, scratch, cloud.environ())
         shutil.move(scratch / "adapter", options.folder / "adapter")
         shutil.rmtree(scratch)
 
@@ -161,13 +165,13 @@ def _upload(s3: Any, bucket: str, prefix: str, files: dict[str, Path]) -> None:
 
 def _look(cloud: LocalCloud, facts: Facts) -> None:
     """What is there now."""
-    facts.instances_after = len(record.live_instances(cloud.client("ec2")))
-    facts.stacks_after = record.stacks(cloud.client("cloudformation"))
+    facts.instances_after = len(resources.live_instances(cloud.client("ec2")))
+    facts.stacks_after = resources.stacks(cloud.client("cloudformation"))
 
 
-def _keep_logs(s3: Any, place: Place, folder: Path) -> None:
+def _keep_logs(place: Place, folder: Path) -> None:
     """The attempts' logs, which would go with the local cloud."""
-    record.download(s3, place.bucket, f"{place.keys.prefix}attempts/", folder / "attempts")
+    record.download(place.store, f"{place.keys.prefix}attempts/", folder / "attempts")
 
 
 def _rescue(options: Options, cloud: LocalCloud, facts: Facts) -> None:

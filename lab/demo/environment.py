@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from training_image.config.run_settings import RunSettings, SettingsError, variable
+from training_image.core.errors import UserError
 from training_image.data.conversation import DataError
 from training_image.data.split import load
 
@@ -33,7 +34,7 @@ DEMO_SETTINGS = {
 """About four minutes of training on two CPU cores. Only defaults: the shell's own ``LLM_*`` variables win."""
 
 
-class InputError(ValueError):
+class InputError(UserError):
     """Something the user gave cannot be used, or a program is missing. One sentence; nothing was started."""
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
 
 from lab.chaos.plan import Kind
 from lab.chaos.strike import Striker
 from lab.demo.environment import InputError
 from lab.operator.follow import Place
 from local_cloud.cloud import LocalCloud
-from training_image.core.store import Store
+from training_image.core.contract import Phase
+from training_image.core.records import Heartbeat
 
 FEW_ATTEMPTS = ("-c", "max_attempts=2")
 
@@ -54,12 +54,11 @@ class Saboteur:
             self._cloud.fault("s3", settings={"refuse": True, "only_keys_with": "/adapter/"})
         self.struck = self.struck or self._fault not in _KILLS
 
-    def at(self, place: Place, heartbeat: dict[str, Any]) -> None:
+    def at(self, place: Place, heartbeat: Heartbeat) -> None:
         """Strike once the first box trains beyond a durable checkpoint, so that there is something to resume from."""
-        if self.struck or self._fault is None or heartbeat.get("phase") != "training":
+        if self.struck or self._fault is None or heartbeat.phase is not Phase.TRAINING:
             return
-        durable = heartbeat.get("durable_step") or 0
-        if durable and (heartbeat.get("step") or 0) > durable:
-            store = Store(self._cloud.client("s3"), place.bucket)
-            Striker(self._cloud, store, place.group).strike(_KILLS[self._fault], heartbeat["instance_id"], place.keys)
+        durable, instance = heartbeat.durable_step or 0, heartbeat.instance_id
+        if durable and instance and (heartbeat.step or 0) > durable:
+            Striker(self._cloud, place.store, place.group).strike(_KILLS[self._fault], instance, place.keys)
             self.struck = True

@@ -12,11 +12,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lab.operator import record
 from training_image.config.run_settings import RunSettings
 from training_image.core.contract import RunKeys
+from training_image.core.records import Run
+from training_image.core.store import Store
 from training_image.data.split import load
 from training_image.storage.checkpoints import file_sha256
 
@@ -38,22 +39,20 @@ class Recheck:
     adapter_sha256: str
 
 
-def recheck(s3: Any, bucket: str, run: dict[str, Any], folder: Path, environ: dict[str, str]) -> Recheck:
+def recheck(store: Store, run: Run, folder: Path, environ: dict[str, str]) -> Recheck:
     """Download adapter, base model and data to ``folder``, and evaluate there.
 
     Raises:
         RecheckError: nothing to evaluate, or the evaluation failed; with its last words.
     """
     if not any(
-        path.name == ADAPTER_FILE
-        for path in record.download(s3, bucket, RunKeys(run["run_id"]).adapter, folder / "adapter")
+        path.name == ADAPTER_FILE for path in record.download(store, RunKeys(run.run_id).adapter, folder / "adapter")
     ):
         raise RecheckError(f"There is no {ADAPTER_FILE} in the run's adapter folder in S3.")
-    record.download(s3, *record.split_uri(run["data_uri"]), folder / "data")
-    base_model: str = run["settings"]["model"]["base_model"]
-    if base_model.startswith("s3://"):
-        record.download(s3, *record.split_uri(base_model), folder / "model")
-    (folder / "run.json").write_text(json.dumps(run))
+    _fetch(store, run.data_uri, folder / "data")
+    if run.base_model.startswith("s3://"):
+        _fetch(store, run.base_model, folder / "model")
+    (folder / "run.json").write_text(json.dumps(run.to_json()))
     shell = {name: value for name, value in environ.items() if not name.startswith("LLM_")}
     done = subprocess.run(
         [sys.executable, "-m", __name__, str(folder)],
@@ -65,6 +64,11 @@ def recheck(s3: Any, bucket: str, run: dict[str, Any], folder: Path, environ: di
     if done.returncode:
         raise RecheckError(f"The adapter could not be evaluated again:\n{done.stderr[-2000:]}")
     return Recheck(**json.loads((folder / _RESULT).read_text()))
+
+
+def _fetch(store: Store, uri: str, folder: Path) -> None:
+    bucket, prefix = record.split_uri(uri)
+    record.download(store.elsewhere(bucket), prefix, folder)
 
 
 def _main(folder: Path) -> None:

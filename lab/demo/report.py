@@ -14,7 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from lab.demo.summary import Facts, box_seconds
+from lab.demo.summary import Facts, instance_seconds
 from lab.operator.progress import duration
 from training_image.config.catalog import INSTANCES, PRICES_AS_OF, TYPICAL_SPOT_SHARE
 
@@ -79,7 +79,7 @@ def _good(text: str) -> Text:
 
 def _answers(facts: Facts) -> RenderableType:
     """Some held-out questions with the answers before and after, below each other: that fits any terminal."""
-    before = {sample["prompt"]: sample["answer"] for sample in facts.record.eval_before.get("samples", [])}
+    before = {sample["prompt"]: sample["answer"] for sample in (facts.record.eval_before or {}).get("samples", [])}
     lines: list[RenderableType] = [Rule("Answers to questions it had never seen", align="left", style="dim")]
     for sample in (facts.recheck.samples if facts.recheck else [])[:_SHOWN_ANSWERS]:
         right = sample["answer"] == sample["expected"]
@@ -120,7 +120,7 @@ def _first_step(summary: dict[str, Any]) -> RenderableType:
 
 
 def _cost(facts: Facts) -> RenderableType:
-    seconds = box_seconds(facts.record.timelines)
+    seconds = instance_seconds(facts.record.timelines)
     on_demand = INSTANCES[_INSTANCE].on_demand_usd_per_hour
     dollars = seconds / 3600 * on_demand * TYPICAL_SPOT_SHARE
     return Text(

@@ -40,22 +40,22 @@ class Facts:
 def summarize(facts: Facts) -> dict[str, Any]:
     """The content of ``summary.json``."""
     record, fresh = facts.record, facts.recheck
-    outcome, before = record.outcome, record.eval_before
+    outcome, before = record.outcome, record.eval_before or {}
     return {
         "run_id": facts.run_id,
-        "outcome": outcome.get("reason"),
+        "outcome": outcome and outcome.reason,
         "ended_by": facts.ended_by,
         "engine": facts.engine,
-        "base_model": record.run.get("settings", {}).get("model", {}).get("base_model"),
+        "base_model": record.run and record.run.base_model,
         "train_examples": fresh.train_examples if fresh else None,
         "eval_examples": fresh.eval_examples if fresh else before.get("examples"),
-        "steps": outcome.get("step"),
+        "steps": outcome and outcome.step,
         "eval_loss_before": before.get("loss"),
         "eval_loss_after": fresh.loss if fresh else None,
         "exact_match_before": before.get("exact_match"),
         "exact_match_after": fresh.exact_match if fresh else None,
-        "attempts": outcome.get("attempts"),
-        "resumed_from_step": outcome.get("resumed_from_step"),
+        "attempts": outcome and outcome.attempts,
+        "resumed_from_step": outcome and outcome.resumed_from_step,
         "adapter_uri": facts.adapter_uri if fresh else None,
         "adapter_sha256": fresh.adapter_sha256 if fresh else None,
         "instances_running_before_destroy": facts.instances_before_destroy,
@@ -68,7 +68,7 @@ def summarize(facts: Facts) -> dict[str, Any]:
 
 
 def phase_seconds(own: Mapping[str, float], timelines: tuple[dict[str, Any], ...]) -> dict[str, float]:
-    """Seconds by phase: the demo's own, then the boxes' from their timelines, attempts added up."""
+    """Seconds by phase: the demo's own, then the instances' from their timelines, attempts added up."""
     total = {re.sub(r"\W+", "_", title).strip("_").lower(): seconds for title, seconds in own.items()}
     for timeline in timelines:
         for phase in timeline.get("phases", []):
@@ -77,7 +77,8 @@ def phase_seconds(own: Mapping[str, float], timelines: tuple[dict[str, Any], ...
 
 
 def to_first_step(timelines: tuple[dict[str, Any], ...]) -> dict[str, float]:
-    """Where the first box's time went from its launch to the end of its first step: seconds by phase, and ``total``.
+    """Where the time of the first instance went, from its launch to the end of its first step: seconds by phase, and
+    ``total``.
     Phases of the boot overlap. Empty if no step was made."""
     phases = timelines[0].get("phases", []) if timelines else []
     names = [phase["phase"] for phase in phases]
@@ -88,8 +89,8 @@ def to_first_step(timelines: tuple[dict[str, Any], ...]) -> dict[str, float]:
     return seconds | {"total": round(_lasted(phases), 1)}
 
 
-def box_seconds(timelines: tuple[dict[str, Any], ...]) -> float:
-    """How long the boxes were there, all together."""
+def instance_seconds(timelines: tuple[dict[str, Any], ...]) -> float:
+    """How long the instances were there, all together."""
     return sum(_lasted(timeline.get("phases", [])) for timeline in timelines)
 
 
@@ -105,23 +106,20 @@ def problems(facts: Facts) -> list[str]:
     outcome, fresh = facts.record.outcome, facts.recheck
     found = []
     if not facts.record.succeeded:
-        found.append(
-            f"The run ended as {outcome.get('reason', 'unknown')}: {outcome.get('detail') or 'no reason given'}"
-        )
+        found.append(f"The run ended as {outcome.reason}: {outcome.sentence}." if outcome else "The run did not end.")
     elif fresh is None:
         found.append("The adapter was not evaluated again.")
     else:
-        if outcome.get("adapter_sha256") not in (None, fresh.adapter_sha256):
-            found.append(
-                f"The adapter in S3 has sha256 {fresh.adapter_sha256}; outcome.json says {outcome['adapter_sha256']}."
-            )
-        said = facts.record.eval_after.get("loss")
+        named = outcome.adapter_sha256 if outcome else None
+        if named not in (None, fresh.adapter_sha256):
+            found.append(f"The adapter in S3 has sha256 {fresh.adapter_sha256}; outcome.json says {named}.")
+        said = (facts.record.eval_after or {}).get("loss")
         if said is not None and not math.isclose(said, fresh.loss, rel_tol=_SAME_LOSS):
             found.append(
                 f"Loaded afresh, the adapter has a held-out loss of {fresh.loss:.4f}; the run reported {said:.4f}."
             )
-    if facts.ended_by != "box":
-        found.append(f"The box did not end itself (ended by: {facts.ended_by or 'nobody'}).")
+    if facts.ended_by != "instance":
+        found.append(f"The instance did not end itself (ended by: {facts.ended_by or 'nobody'}).")
     if facts.instances_before_destroy:
         found.append(f"Instances were still there before the destroy: {facts.instances_before_destroy}.")
     if facts.instances_after:

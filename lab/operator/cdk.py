@@ -8,10 +8,12 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from training_image.core.errors import UserError
+
 _TAIL_LINES = 25
 
 
-class CdkError(RuntimeError):
+class CdkError(UserError):
     """A ``cdk`` command failed; the message holds the command, the end of its output, and where the rest is."""
 
 

@@ -16,6 +16,8 @@ from training_image.config import lab_settings
 from training_image.config.lab_settings import LabConfig
 from training_image.core import contract
 from training_image.core.contract import DATA_STACK, TRAINING_STACK, RunKeys
+from training_image.core.errors import UserError
+from training_image.core.records import read_outcome
 from training_image.core.store import Store
 
 STACK_OUTPUTS = {
@@ -39,7 +41,7 @@ NAMES = (*STACK_OUTPUTS, DEPLOY_ROLE, INSTANCE)
 GITHUB = ("github_actions_role_arn", DEPLOY_ROLE)
 
 
-class OutputError(RuntimeError):
+class OutputError(UserError):
     """There is no such value, or not now. One sentence for the operator."""
 
 
@@ -157,9 +159,8 @@ class Outputs:
         run_id = self.value("run_id")
         if run_id == "none":
             return "no run was started (create_instance: false)."
-        outcome = self.results().read_json(RunKeys(run_id).outcome)
-        if outcome:
-            return f"run {run_id} ended as {outcome.get('reason')} ({outcome.get('detail')})."
+        if outcome := read_outcome(self.results(), RunKeys(run_id)):
+            return f"run {run_id} ended as {outcome.reason} ({outcome.sentence})."
         if going:
             return f"{', '.join(going)} is going, and run {run_id} has not ended: another one follows."
         return f"run {run_id} waits for an instance, which takes until there is capacity; ask again later."

@@ -1,4 +1,4 @@
-"""Follow a run to its end through S3 and the AWS APIs, and wait until its box is gone."""
+"""Follow a run to its end through S3 and the AWS APIs, and wait until its instance is gone."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lab.operator import record
+from lab.operator import resources
 from lab.operator.progress import TITLES, Progress, Shown, describe
-from training_image.core.contract import RunKeys
+from training_image.core.contract import Phase, RunKeys, State
+from training_image.core.records import Heartbeat, read_heartbeat, read_outcome
+from training_image.core.store import Store
 
-BOOTING = "The box boots"
+BOOTING = "The instance boots"
 STALLED_SECONDS = 900
-"""Without a new heartbeat or box for so long, the run is given up."""
+"""Without a new heartbeat or instance for so long, the run is given up."""
 LEAVING_SECONDS = 240
 """From outcome to an empty group: the drain hook's 180 s, and some."""
 _POLL_SECONDS = 1.0
 
 
 class RunStalledError(RuntimeError):
-    """The run makes no progress any more, or its box does not go."""
+    """The run makes no progress any more, or its instance does not go."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a deployed run is to be found."""
+    """Where a deployed run is to be found: its outputs bucket, its keys there, its Auto Scaling group."""
 
-    bucket: str
+    store: Store
     keys: RunKeys
     group: str
 
 
 def follow(
-    s3: Any,
-    ec2: Any,
     place: Place,
+    ec2: Any,
     progress: Progress,
     sleep: Callable[[float], None] = time.sleep,
     *,
     stalled_seconds: float = STALLED_SECONDS,
-    on_heartbeat: Callable[[dict[str, Any]], None] = lambda _: None,
+    on_heartbeat: Callable[[Heartbeat], None] = lambda _: None,
 ) -> None:
     """Show every phase until ``outcome.json`` exists.
 
@@ -50,28 +51,27 @@ def follow(
     progress.enter(BOOTING)
     seen: tuple[Any, ...] = ()
     waiting = 0.0
-    while not record.read_json(s3, place.bucket, place.keys.outcome):
-        heartbeat = record.read_json(s3, place.bucket, place.keys.heartbeat)
+    while read_outcome(place.store, place.keys) is None:
+        heartbeat = read_heartbeat(place.store, place.keys)
         on_heartbeat(heartbeat)
-        live = record.live_instances(ec2, place.group)
-        now = (heartbeat.get("at"), heartbeat.get("step"), tuple(live))
+        live = resources.live_instances(ec2, place.group)
+        now = (heartbeat.at, heartbeat.step, tuple(live))
         waiting = waiting + _POLL_SECONDS if now == seen else 0.0
         seen = now
         if waiting > stalled_seconds:
-            minutes, phase = f"{stalled_seconds // 60:.0f}", heartbeat.get("phase")
-            raise RunStalledError(f"The run has not changed for {minutes} minutes (last phase: {phase}).")
+            minutes = f"{stalled_seconds // 60:.0f}"
+            raise RunStalledError(f"The run has not changed for {minutes} minutes (last phase: {heartbeat.phase}).")
         _show(heartbeat, live, progress)
         sleep(_POLL_SECONDS)
-    progress.enter(TITLES["ended"])
+    progress.enter(TITLES[Phase.ENDED])
 
 
-def _show(heartbeat: dict[str, Any], live: list[str], progress: Progress) -> None:
-    title = TITLES.get(heartbeat.get("phase", ""))
-    if title is None or heartbeat.get("state") == "waiting":
+def _show(heartbeat: Heartbeat, live: list[str], progress: Progress) -> None:
+    if heartbeat.phase is None or heartbeat.state is State.WAITING:
         progress.enter(BOOTING)
         progress.show(Shown(", ".join(live) or "waiting for an instance"))
         return
-    progress.enter(title)
+    progress.enter(TITLES[heartbeat.phase])
     progress.show(describe(heartbeat))
 
 
@@ -80,11 +80,11 @@ def wait_until_gone(
 ) -> int:
     """Wait, within ``LEAVING_SECONDS``, until no instance of the group (or of the account) is left; returns how many
     there still are."""
-    live = record.live_instances(ec2, group)
+    live = resources.live_instances(ec2, group)
     for _ in range(int(LEAVING_SECONDS / _POLL_SECONDS)):
         if not live:
             break
         progress.show(Shown(", ".join(live)))
         sleep(_POLL_SECONDS)
-        live = record.live_instances(ec2, group)
+        live = resources.live_instances(ec2, group)
     return len(live)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,15 +13,18 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from training_image.core.contract import Phase
+from training_image.core.records import Heartbeat
+
 TITLES = {
-    "downloading": "The box downloads model and data",
-    "loading": "Loading the model",
-    "evaluating_before": "Asking the held-out questions before training",
-    "training": "Training",
-    "evaluating_after": "Asking the held-out questions again",
-    "saving": "Saving the adapter",
-    "uploading": "Uploading the adapter to S3",
-    "ended": "The box ends itself",
+    Phase.DOWNLOADING: "The instance downloads model and data",
+    Phase.LOADING: "Loading the model",
+    Phase.EVALUATING_BEFORE: "Asking the held-out questions before training",
+    Phase.TRAINING: "Training",
+    Phase.EVALUATING_AFTER: "Asking the held-out questions again",
+    Phase.SAVING: "Saving the adapter",
+    Phase.UPLOADING: "Uploading the adapter to S3",
+    Phase.ENDED: "The instance ends itself",
 }
 _LINES_WITHOUT_TERMINAL = 10
 """Of a training run, where each line stays."""
@@ -42,19 +44,19 @@ def duration(seconds: float) -> str:
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
 
 
-def describe(heartbeat: dict[str, Any]) -> Shown:
-    """The box's heartbeat in words; fields it does not have yet are left out."""
-    if heartbeat.get("phase") != "training" or not heartbeat.get("total_steps"):
+def describe(heartbeat: Heartbeat) -> Shown:
+    """The heartbeat in words; fields it does not have yet are left out."""
+    if heartbeat.phase is not Phase.TRAINING or not heartbeat.total_steps:
         return Shown()
-    step, total = heartbeat.get("step") or 0, heartbeat["total_steps"]
-    parts = [f"step {step} of {total}"]
-    if heartbeat.get("loss") is not None:
-        parts.append(f"loss {heartbeat['loss']:.2f}")
-    if heartbeat.get("tokens_per_second"):
-        parts.append(f"{heartbeat['tokens_per_second']:.0f} tokens/s")
-    if heartbeat.get("eta_seconds") is not None:
-        parts.append(f"{duration(heartbeat['eta_seconds'])} left")
-    return Shown(" · ".join(parts), step / total)
+    step = heartbeat.step or 0
+    parts = [f"step {step} of {heartbeat.total_steps}"]
+    if heartbeat.loss is not None:
+        parts.append(f"loss {heartbeat.loss:.2f}")
+    if heartbeat.tokens_per_second:
+        parts.append(f"{heartbeat.tokens_per_second:.0f} tokens/s")
+    if heartbeat.eta_seconds is not None:
+        parts.append(f"{duration(heartbeat.eta_seconds)} left")
+    return Shown(" · ".join(parts), step / heartbeat.total_steps)
 
 
 class Progress:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from lab.operator.record import LIVE_STATES
+from lab.operator.resources import LIVE_STATES
 from training_image.core import contract
 
 GONE_SECONDS = 300

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from lab.demo import dataset, environment
 from lab.demo.report import uninterrupted
-from lab.operator import aws_errors, record
+from lab.operator import aws_errors, resources
 from lab.operator.cdk import Cdk, CdkError
 from lab.operator.follow import Place, RunStalledError, follow, wait_until_gone
 from lab.operator.progress import Progress, duration
@@ -29,6 +29,9 @@ from lab.smoke.checklist import Checklist
 from training_image.config import lab_settings
 from training_image.core import contract
 from training_image.core.contract import DATA_STACK, TRAINING_STACK, RunKeys
+from training_image.core.errors import UserError
+from training_image.core.records import now, read_outcome
+from training_image.core.store import Store
 
 STALLED_SECONDS = 1800
 """A first image pull over a cold disk takes minutes without a word; so can spot capacity."""
@@ -36,7 +39,7 @@ METRICS_SECONDS = 120
 """For CloudWatch to show what it was given."""
 
 
-class RefusedError(RuntimeError):
+class RefusedError(UserError):
     """Nothing was started, or nothing is to go on. One sentence."""
 
 
@@ -67,9 +70,9 @@ def run(options: Options, console: Console) -> int:
         session = boto3.session.Session(region_name=region or shell.get("AWS_REGION"))
         region = session.region_name
         environment.check(options.root, options.data, None)
-        list_ = Checklist({"account": _account(session), "region": region, "started_at": contract.utc_now()})
+        list_ = Checklist({"account": _account(session), "region": region, "started_at": now().isoformat()})
         _ask(list_, console)
-    except (RefusedError, environment.InputError) as error:
+    except UserError as error:
         console.print(str(error), markup=False)
         return 2
     except aws_errors.FAILURES as error:
@@ -140,7 +143,7 @@ class Smoke:
         except KeyboardInterrupt:
             self._rescue(console, "Stopped.")
             return 130
-        except (RefusedError, CdkError, RunStalledError) as error:
+        except (UserError, RunStalledError) as error:
             self._rescue(console, str(error))
         except aws_errors.FAILURES as error:
             self._rescue(console, aws_errors.sentence(error, self._region))
@@ -169,7 +172,7 @@ class Smoke:
         self._check_account()
         self._progress.enter("Deploying DataStack")
         self._cdk.run("deploy", DATA_STACK, "--require-approval", "never")
-        data = record.outputs(self._cloudformation, f"{plan.LAB}-{DATA_STACK}")
+        data = resources.outputs(self._cloudformation, f"{plan.LAB}-{DATA_STACK}")
         self._list.add(checklist.DATA_STACK, True, data["OutputsBucket"])
         self._progress.enter("Uploading data")
         self._variables = self._upload(data["TrainingBucket"])
@@ -178,11 +181,11 @@ class Smoke:
         self._progress.enter("Deploying TrainingStack")
         self._before = account.tagged(self._client, plan.LAB)
         self._cdk.run("deploy", TRAINING_STACK, "--require-approval", "never", variables=self._variables)
-        training = record.outputs(self._cloudformation, f"{plan.LAB}-{TRAINING_STACK}")
+        training = resources.outputs(self._cloudformation, f"{plan.LAB}-{TRAINING_STACK}")
         keys = RunKeys(training["RunId"])
         self._list.facts["run_id"] = keys.run_id
         self._list.add(checklist.TRAINING_STACK, True, keys.run_id)
-        place = Place(data["OutputsBucket"], keys, training["AutoScalingGroupName"])
+        place = Place(Store(self._client("s3"), data["OutputsBucket"]), keys, training["AutoScalingGroupName"])
         self._see_it_end(place, training["TrainingLog"])
 
         self._progress.enter("Destroying TrainingStack")
@@ -190,12 +193,12 @@ class Smoke:
         self._progress.enter("Looking for leftovers")
         self._look_for_leftovers(self._before)
         same = self._state_of(DATA_STACK) == as_deployed
-        kept = record.list_keys(self._client("s3"), place.bucket, keys.adapter)
+        kept = place.store.list(keys.adapter)
         found = "" if same else f"{plan.LAB}-{DATA_STACK} has changed"
-        self._list.add(checklist.UNTOUCHED, same and bool(kept), found or f"s3://{place.bucket}/{keys.prefix}")
+        self._list.add(checklist.UNTOUCHED, same and bool(kept), found or f"s3://{place.store.bucket}/{keys.prefix}")
 
     def _check_account(self) -> None:
-        stacks = record.stacks(self._cloudformation)
+        stacks = resources.stacks(self._cloudformation)
         if f"{plan.LAB}-{TRAINING_STACK}" in stacks:
             raise RefusedError(f"An acceptance run is deployed already. End it first: {self._by_hand()}")
         place = f"aws://{self._list.facts['account']}/{self._region}"
@@ -220,17 +223,17 @@ class Smoke:
         return plan.variables(self._shell, model)
 
     def _see_it_end(self, place: Place, log_group: str) -> None:
-        s3, ec2 = self._client("s3"), self._client("ec2")
-        follow(s3, ec2, place, self._progress, stalled_seconds=STALLED_SECONDS)
-        outcome = record.read_json(s3, place.bucket, place.keys.outcome)
-        succeeded = outcome.get("reason") == contract.Reason.SUCCEEDED
-        self._list.add(checklist.SUCCEEDED, succeeded, f"{outcome.get('reason')}: {outcome.get('detail')}")
-        adapter = [key for key in record.list_keys(s3, place.bucket, place.keys.adapter) if key.endswith("safetensors")]
+        ec2 = self._client("ec2")
+        follow(place, ec2, self._progress, stalled_seconds=STALLED_SECONDS)
+        outcome = read_outcome(place.store, place.keys)
+        said = f"{outcome.reason}: {outcome.sentence}" if outcome else "no outcome"
+        self._list.add(checklist.SUCCEEDED, outcome is not None and outcome.succeeded, said)
+        adapter = [item.key for item in place.store.list(place.keys.adapter) if item.key.endswith("safetensors")]
         self._list.add(checklist.ADAPTER, bool(adapter), ", ".join(adapter))
         live = wait_until_gone(ec2, self._progress, group=place.group)
-        causes = record.termination_causes(self._client("autoscaling"), place.group)
-        by = record.ended_by(causes, outcome)
-        self._list.add(checklist.ITSELF, live == 0 and by == "box", f"{live} left, ended by {by or 'nobody'}")
+        causes = resources.termination_causes(self._client("autoscaling"), place.group)
+        by = resources.ended_by(causes, outcome)
+        self._list.add(checklist.ITSELF, live == 0 and by == "instance", f"{live} left, ended by {by or 'nobody'}")
         self._progress.enter("Looking at what is left of it")
         suffix = place.keys.run_id.rsplit("-", 2)[1]
         left = account.until_none(lambda: account.of_box(ec2, suffix))
@@ -256,7 +259,7 @@ class Smoke:
     def _destroy(self) -> None:
         began = time.monotonic()
         self._cdk.run("destroy", TRAINING_STACK, "--force", variables=self._variables)
-        gone = f"{plan.LAB}-{TRAINING_STACK}" not in record.stacks(self._cloudformation)
+        gone = f"{plan.LAB}-{TRAINING_STACK}" not in resources.stacks(self._cloudformation)
         self._list.add(checklist.DESTROYED, gone, f"in {duration(time.monotonic() - began)}" if gone else "still there")
 
     def _look_for_leftovers(self, before: set[str]) -> None:

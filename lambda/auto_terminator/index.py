@@ -7,15 +7,31 @@ are not caught here, so that Lambda counts them and an alarm tells.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import boto3
-from policy import Box, Ending, Facts, decide, moment
+from policy import Box, Ending, Facts, decide
 
-from training_image.core import contract, notices
+from training_image.core import contract, notices, usage
+from training_image.core.codec import UnreadableError
+from training_image.core.contract import Actor, Phase, RunKeys
+from training_image.core.mail import Mail, sns_client
+from training_image.core.records import (
+    Control,
+    Heartbeat,
+    Outcome,
+    Run,
+    outcome_now,
+    read_control,
+    read_heartbeat,
+    read_outcome,
+    read_run,
+)
 from training_image.core.store import Store, s3_client
+from training_image.core.usage import Usage
 
 LIVE = ["pending", "running", "stopping", "stopped"]
 SPOT_WARNING = "EC2 Spot Instance Interruption Warning"
@@ -34,7 +50,7 @@ class Terminator:
         self._now = now
         self._group = environ["GROUP"]
         self._store = Store(s3_client(), environ["OUTPUTS_BUCKET"])
-        self._autoscaling, self._ec2, self._sns = (boto3.client(name) for name in ("autoscaling", "ec2", "sns"))
+        self._autoscaling, self._ec2, self._sns = boto3.client("autoscaling"), boto3.client("ec2"), sns_client()
 
     def look(self, event: Mapping[str, Any]) -> None:
         """See, decide, act, tell.
@@ -46,7 +62,7 @@ class Terminator:
         if not found["AutoScalingGroups"]:
             print("the group is gone: the stack is being deleted")
             return
-        run, stop, outcome, heartbeat = self._read_run()
+        run, control, outcome, heartbeat = self._read_run()
         used = self._usage(run)
         facts = Facts(
             now=self._now,
@@ -57,13 +73,13 @@ class Terminator:
             heartbeat=heartbeat,
             launches=used.launches,
             max_runtime=timedelta(hours=float(self._environ["MAX_RUNTIME_HOURS"])),
-            stop=stop,
+            control=control,
         )
         ending = decide(facts)
-        print(f"{len(facts.boxes)} instance(s), run {run['run_id'] if run else None}: {ending or 'nothing to do'}")
+        print(f"{len(facts.boxes)} instance(s), run {run.run_id if run else None}: {ending or 'nothing to do'}")
         failures = self._end(ending, facts) if ending else []
         if run is not None:
-            self._tell(event, run, facts, used)
+            failures += self._tell(event, run, facts, used)
         if failures:
             raise RuntimeError("; ".join(failures))
 
@@ -82,33 +98,30 @@ class Terminator:
             for instance in reservation["Instances"]
         )
 
-    def _read_run(self) -> tuple[dict[str, Any] | None, ...]:
-        """Run with the limits in force, request to stop, outcome, heartbeat; nothing if S3 does not answer: then age
-        alone decides."""
+    def _read_run(self) -> tuple[Run | None, Control, Outcome | None, Heartbeat]:
+        """Nothing if S3 does not answer or there is no run that can be understood: then age alone decides."""
+        nothing = None, Control(), None, Heartbeat()
         try:
             pointer = self._store.read_json(contract.pointer_key(self._environ["STACK_SUFFIX"]))
             if pointer is None:
-                return None, None, None, None
-            keys = contract.RunKeys(pointer["run_id"])
-            run = self._store.read_json(keys.run)
-            if run is None:
-                return None, None, None, None
-            control = self._store.read_json(keys.control) or {}
-            outcome, heartbeat = self._store.read_json(keys.outcome), self._store.read_json(keys.heartbeat)
-            return contract.in_force(run, control), control.get("stop"), outcome, heartbeat
+                return nothing
+            keys = RunKeys(pointer["run_id"])
+            run = read_run(self._store, keys)
+            return run, self._read_control(keys), read_outcome(self._store, keys), read_heartbeat(self._store, keys)
         except Exception as error:
             print(f"the run cannot be read: {error!r}")
-            return None, None, None, None
+            return nothing
 
-    def _usage(self, run: Mapping[str, Any] | None) -> notices.Usage:
-        since = moment((run or {}).get("created_at"))
-        if since is None:
-            return notices.Usage(0, 0.0)
-        pages = self._autoscaling.get_paginator("describe_scaling_activities").paginate(
-            AutoScalingGroupName=self._group
-        )
-        activities: Iterable[Mapping[str, Any]] = (item for page in pages for item in page["Activities"])
-        return notices.usage(activities, since, self._now)
+    def _read_control(self, keys: RunKeys) -> Control:
+        """What cannot be understood holds for nobody: then the run's own limits do."""
+        try:
+            return read_control(self._store, keys)
+        except UnreadableError as error:
+            print(str(error))
+            return Control()
+
+    def _usage(self, run: Run | None) -> Usage:
+        return usage.of_group(self._autoscaling, self._group, run.created_at, self._now) if run else Usage(0, 0.0)
 
     # --- ending -----------------------------------------------------------------------------------------------------
     def _end(self, ending: Ending, facts: Facts) -> list[str]:
@@ -118,54 +131,66 @@ class Terminator:
         if names:
             steps.append((f"terminating {', '.join(names)}", lambda: self._ec2.terminate_instances(InstanceIds=names)))
         if ending.reason is not None and facts.run is not None:
-            run = facts.run
-            steps.append(("writing the outcome", lambda: self._write_outcome(run, ending, facts.heartbeat or {})))
+            keys, outcome = RunKeys(facts.run.run_id), self._outcome(ending, facts.heartbeat)
+            steps.append(("writing the outcome", lambda: self._store.create_json(keys.outcome, outcome.to_json())))
         elif names:
             notice = notices.still_there(self._environ["STACK_NAME"], names, ending.sentence)
-            steps.append(("mailing", lambda: self._publish(notice)))
-        failures = []
-        for what, step in steps:
-            try:
-                step()
-            except Exception as error:
-                failures.append(f"{what} failed: {error!r}")
-        return failures
+            steps.append(("mailing", lambda: self._say(notice, facts.run)))
+        return _try_all(steps)
 
     def _scale_to_nothing(self) -> None:
         self._autoscaling.update_auto_scaling_group(
             AutoScalingGroupName=self._group, MinSize=0, MaxSize=0, DesiredCapacity=0
         )
 
-    def _write_outcome(self, run: Mapping[str, Any], ending: Ending, heartbeat: Mapping[str, Any]) -> None:
-        outcome = {
-            "reason": ending.reason,
-            "detail": ending.sentence,
-            "by": contract.Actor.TERMINATOR,
-            "at": contract.utc_now(),
-            "attempts": heartbeat.get("attempt"),
-            "resumed_from_step": heartbeat.get("resumed_from_step"),
-            "step": heartbeat.get("durable_step"),
-        }
-        self._store.create_json(contract.RunKeys(run["run_id"]).outcome, outcome)
+    def _outcome(self, ending: Ending, heartbeat: Heartbeat) -> Outcome:
+        return outcome_now(
+            ending.reason or contract.Reason.FAILED,
+            ending.sentence,
+            Actor.TERMINATOR,
+            attempts=heartbeat.attempt,
+            resumed_from_step=heartbeat.resumed_from_step,
+            step=heartbeat.durable_step,
+        )
 
     # --- telling ----------------------------------------------------------------------------------------------------
-    def _tell(self, event: Mapping[str, Any], run: Mapping[str, Any], facts: Facts, used: notices.Usage) -> None:
-        outcome = self._store.read_json(contract.RunKeys(run["run_id"]).outcome)  # ours, if it has just been written
+    def _tell(self, event: Mapping[str, Any], run: Run, facts: Facts, used: Usage) -> list[str]:
+        """Everything is tried: what went wrong."""
+        mail = Mail(self._store, self._sns, self._environ["ALERT_TOPIC"], run.run_id)
+        steps: list[Callable[[], object]] = [
+            partial(mail.announce, notice) for notice in self._due(event, run, facts, used)
+        ]
+        return _try_all([("mailing", step) for step in (*steps, mail.send_overdue)])
+
+    def _due(self, event: Mapping[str, Any], run: Run, facts: Facts, used: Usage) -> Iterator[notices.Notice]:
+        outcome = read_outcome(self._store, RunKeys(run.run_id))  # ours, if it has just been written
         if outcome is not None:
-            self._announce(run, notices.ended(run, outcome, used))
+            yield notices.ended(run, outcome, used)
             return
         if event.get("detail-type") == SPOT_WARNING:
             instance = str(event.get("detail", {}).get("instance-id"))
             if instance in [box.instance_id for box in facts.boxes]:
-                self._announce(run, notices.interrupted(run, instance, used))
-        beat = facts.heartbeat or {}
+                yield notices.interrupted(run, instance, used)
+        beat = facts.heartbeat
         # Before this phase the supervisor does not know yet what it resumes from.
-        if (beat.get("attempt") or 0) > 1 and beat.get("phase") != "downloading":
-            self._announce(run, notices.resumed(run, beat["attempt"], beat.get("resumed_from_step"), used))
+        if (beat.attempt or 0) > 1 and beat.phase not in (None, Phase.DOWNLOADING):
+            yield notices.resumed(run, beat.attempt or 0, beat.resumed_from_step, used)
 
-    def _announce(self, run: Mapping[str, Any], notice: notices.Notice) -> None:
-        notices.announce(self._store, self._sns, self._environ["ALERT_TOPIC"], run["run_id"], notice)
-
-    def _publish(self, notice: notices.Notice) -> None:
+    def _say(self, notice: notices.Notice, run: Run | None) -> None:
+        """Under the run's events if it can be read, so that it is not lost; else there is only this try."""
         topic = self._environ["ALERT_TOPIC"]
-        self._sns.publish(TopicArn=topic, Subject=notice.subject, Message=notice.body)
+        if run is not None:
+            Mail(self._store, self._sns, topic, run.run_id).announce(notice)
+        else:
+            self._sns.publish(TopicArn=topic, Subject=notice.subject, Message=notice.body)
+
+
+def _try_all(steps: Iterable[tuple[str, Callable[[], object]]]) -> list[str]:
+    """Every step is tried, whatever fails before it: what went wrong."""
+    failures = []
+    for what, step in steps:
+        try:
+            step()
+        except Exception as error:
+            failures.append(f"{what} failed: {error!r}")
+    return failures

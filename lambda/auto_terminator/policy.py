@@ -6,12 +6,12 @@ ended. What is decided here is for boxes that did not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
+from training_image.core.codec import EARLIEST
 from training_image.core.contract import Reason
+from training_image.core.records import Control, Heartbeat, Limits, Outcome, Run, StopRequest, in_force
 
 DEADLINE_GRACE = timedelta(minutes=5)
 """After the deadline: the box has had ten minutes by then. Killer 3, a scheduled action, follows five minutes later."""
@@ -40,8 +40,8 @@ class Facts:
     """What was seen in one look.
 
     Args:
-        run: ``run.json`` with the limits in force; None: there is none, or it could not be read.
-        stop: the request of ``control.json``, if a stop was asked for.
+        run: None: there is none, or it could not be read.
+        control: what was asked of it since; empty if that could not be read.
         launches: boxes that the group has started since the run began.
         max_runtime: as deployed, for when ``run`` is None.
     """
@@ -49,12 +49,12 @@ class Facts:
     now: datetime
     boxes: tuple[Box, ...]
     desired: int
-    run: Mapping[str, Any] | None
-    outcome: Mapping[str, Any] | None
-    heartbeat: Mapping[str, Any] | None
+    run: Run | None
+    outcome: Outcome | None
+    heartbeat: Heartbeat
     launches: int
     max_runtime: timedelta
-    stop: Mapping[str, Any] | None = None
+    control: Control
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,18 @@ class Ending:
 
 
 def decide(facts: Facts) -> Ending | None:
-    """What to end and why, or None. Facts that are missing or unreadable never raise and never protect an old box."""
+    """What to end and why, or None. Facts that are missing or unreadable never protect an old instance."""
     if facts.run is None:
         return _by_age(facts)
-    deadline = moment(facts.run.get("deadline"))
-    if deadline is None:
-        return _by_age(facts)
+    limits = in_force(facts.run, facts.control)
+    deadline = limits.deadline
     if facts.outcome is not None:
-        return _after_the_end(facts, deadline)
+        return _after_the_end(facts, facts.outcome, limits)
     if facts.now > deadline + DEADLINE_GRACE:
         return Ending(
             Reason.EXPIRED, f"The deadline, {deadline:%Y-%m-%d %H:%M} UTC, has passed and the box did not end itself."
         )
-    if facts.stop is not None and (stopped := _stopped(facts.stop, facts)):
+    if facts.control.stop is not None and (stopped := _stopped(facts.control.stop, facts)):
         return stopped
     if silent := [box for box in facts.boxes if _is_silent(box, facts)]:
         return Ending(
@@ -86,20 +85,18 @@ def decide(facts: Facts) -> Ending | None:
             f"Instance {silent[0].instance_id} has sent no heartbeat for {SILENCE.seconds // 60} minutes: it hangs, or "
             "its setup did.",
         )
-    attempts = facts.run.get("max_attempts")
-    if isinstance(attempts, int) and facts.launches > attempts:
+    if facts.launches > (attempts := facts.run.max_attempts):
         return Ending(Reason.FAILED, f"The run has used up {facts.launches} instances; max_attempts is {attempts}.")
     return None
 
 
-def _stopped(request: Mapping[str, Any], facts: Facts) -> Ending | None:
+def _stopped(request: StopRequest, facts: Facts) -> Ending | None:
     """Whoever asked (`lab stop`) may have gone; a run that waits for capacity has no box to obey."""
-    asked = moment(request.get("at")) or facts.now
     if not facts.boxes:
-        return Ending(Reason.STOPPED, f"{request.get('detail') or 'A stop was asked for'}, and there was no instance.")
-    if facts.now > asked + STOP_GRACE:
+        return Ending(request.reason, f"{request.detail}, and there was no instance.")
+    if facts.now > request.at + STOP_GRACE:
         minutes = STOP_GRACE.seconds // 60
-        return Ending(Reason.STOPPED, f"A stop was asked for, and the box did not obey within {minutes} minutes.")
+        return Ending(request.reason, f"A stop was asked for, and the box did not obey within {minutes} minutes.")
     return None
 
 
@@ -110,31 +107,19 @@ def _by_age(facts: Facts) -> Ending | None:
     return Ending(None, f"Instance {old[0].instance_id} is older than any run may be, and its run cannot be read.")
 
 
-def _after_the_end(facts: Facts, deadline: datetime) -> Ending | None:
+def _after_the_end(facts: Facts, outcome: Outcome, limits: Limits) -> Ending | None:
     """A run that has ended keeps its box only for review, and only until the deadline."""
     if not facts.boxes and not facts.desired:
         return None
-    assert facts.run is not None and facts.outcome is not None  # noqa: S101, PT018
-    kept = facts.run.get("auto_shutdown") is False
-    until = deadline + DEADLINE_GRACE if kept else (moment(facts.outcome.get("at")) or facts.now) + END_GRACE
-    if facts.now <= min(until, deadline + DEADLINE_GRACE):
+    latest = limits.deadline + DEADLINE_GRACE
+    # An outcome without a time ended nobody knows when: its instance has had its grace.
+    until = (outcome.at or EARLIEST) + END_GRACE if limits.auto_shutdown else latest
+    if facts.now <= min(until, latest):
         return None
     return Ending(None, "The run has ended and its instance did not.")
 
 
 def _is_silent(box: Box, facts: Facts) -> bool:
-    beat = facts.heartbeat or {}
-    heard = moment(beat.get("at")) if beat.get("instance_id") == box.instance_id else None
+    heard = facts.heartbeat.at if facts.heartbeat.instance_id == box.instance_id else None
     quiet_since, bound = (box.launched_at, BOOT_GRACE) if heard is None else (heard, SILENCE)
     return facts.now > quiet_since + bound
-
-
-def moment(text: object) -> datetime | None:
-    """An ISO time with its zone, or None."""
-    if not isinstance(text, str):
-        return None
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return found if found.tzinfo else None

@@ -5,17 +5,35 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import boto3
 import run_file
-from botocore.exceptions import ClientError
+from group import Group, ensure_spot_role
 from image_digest import hold, release
 from policy import Action, Current, Request, decide
 from run_file import Refused
 
 from training_image.core import contract, notices
+from training_image.core.codec import UnreadableError
+from training_image.core.contract import Actor, Reason, RunKeys
+from training_image.core.mail import Mail, sns_client
+from training_image.core.records import (
+    Control,
+    LimitChange,
+    NewerSchemaError,
+    Run,
+    StopRequest,
+    in_force,
+    now,
+    outcome_now,
+    read_control,
+    read_outcome,
+    read_run,
+    update_control,
+)
 from training_image.core.store import Store, s3_client
 
 ANSWER_RESERVE_SECONDS = 60
@@ -45,7 +63,7 @@ def serve(event: dict[str, Any], remaining_ms: Callable[[], int]) -> dict[str, s
     )
     if request.kind == "Update" and not rolling_back:
         controller.note_update(request.request_id)
-    current = controller.current(request.request_id)
+    current = _current(controller, request)
     decision = decide(request, current)
     print(f"{request.kind}: {decision.action}, because {decision.sentence}")
     if decision.action is Action.REFUSE:
@@ -59,6 +77,17 @@ def serve(event: dict[str, Any], remaining_ms: Callable[[], int]) -> dict[str, s
     return {"RunId": current.run_id if current else "none"}
 
 
+def _current(controller: Controller, request: Request) -> Current | None:
+    """The stack's run. A delete and a rollback must not fail: they do what can be done without an unreadable record."""
+    try:
+        return controller.current(request.request_id)
+    except UnreadableError as error:
+        if request.kind != "Delete" and request.undoes is None:
+            raise
+        print(f"the stack's run is not known: {error}")
+        return None
+
+
 def _rolling_back(stack_id: str) -> bool:
     stacks = boto3.client("cloudformation").describe_stacks(StackName=stack_id)["Stacks"]
     return "ROLLBACK" in stacks[0]["StackStatus"]
@@ -69,11 +98,10 @@ class Controller:
 
     def __init__(self, spec: dict[str, Any], remaining_ms: Callable[[], int]) -> None:
         self.spec = spec
-        self._group = spec["group"]
+        self._group = Group(spec["group"])
         self._store = Store(s3_client(), spec["outputs_bucket"])
         self._pointer = contract.pointer_key(spec["stack_suffix"])
         self._remaining_ms = remaining_ms
-        self._autoscaling = boto3.client("autoscaling")
 
     def current(self, request_id: str) -> Current | None:
         """The run that the pointer names; to a request that is delivered once more after others, the one that it began.
@@ -82,15 +110,15 @@ class Controller:
         pointer = self._store.read_json(self._pointer)
         if pointer is None:
             return None
-        run = self._store.read_json(contract.RunKeys(pointer["run_id"]).run)
+        run = read_run(self._store, RunKeys(pointer["run_id"]))
         if run is None:
             return None
-        if run["request_id"] != request_id:
+        if run.request_id != request_id:
             run = self._begun_by(request_id, before=pointer["number"]) or run
-        ended = self._store.read_json(contract.RunKeys(run["run_id"]).outcome) is not None
-        if not ended and (run["request_id"] != request_id or pointer.get("started")):
+        ended = read_outcome(self._store, RunKeys(run.run_id)) is not None
+        if not ended and (run.request_id != request_id or pointer.get("started")):
             ended = self._closed(run)
-        return Current(run["run_id"], run["request_id"], run["spec"], ended)
+        return Current(run.run_id, run.request_id, run.spec, ended)
 
     def note_update(self, request_id: str) -> None:
         """Beside the pointer's run, so that a rollback knows which update it undoes: its own event does not say."""
@@ -103,13 +131,13 @@ class Controller:
         pointer = self._store.read_json(self._pointer) or {"request_id": ""}
         return str(pointer.get("latest_update", pointer["request_id"]))
 
-    def _begun_by(self, request_id: str, before: int) -> dict[str, Any] | None:
+    def _begun_by(self, request_id: str, before: int) -> Run | None:
         """An earlier run that this request began: Lambda may deliver it again hours later, and it must not begin one
         more."""
         for number in range(before - 1, max(0, before - LATE_RUNS), -1):
             run_id = contract.run_id(self.spec["run_name"], self.spec["stack_suffix"], number)
-            run: dict[str, Any] | None = self._store.read_json(contract.RunKeys(run_id).run)
-            if run is not None and run["request_id"] == request_id:
+            run = read_run(self._store, RunKeys(run_id))
+            if run is not None and run.request_id == request_id:
                 return run
         return None
 
@@ -122,16 +150,17 @@ class Controller:
         inherited = run_file.inherited(self._store, self.spec)
         run_file.check_adapter(self._store, {**self.spec, **inherited}["settings"])
         if self.spec["use_spot"]:
-            _ensure_spot_role()
+            ensure_spot_role()
         pointer = self._store.read_json(self._pointer) or {"number": 0}
         number = pointer["number"] if pointer.get("request_id") == request_id else pointer["number"] + 1
         while True:
-            now = datetime.now(UTC)
-            run = run_file.mint(self.spec, inherited, request_id, number, now, self._deadline(now))
-            if self._store.create_json(contract.RunKeys(run["run_id"]).run, run):
+            began = now()
+            run = run_file.mint(self.spec, inherited, request_id, number, began, self._deadline(began))
+            if self._store.create_json(RunKeys(run.run_id).run, run.to_json()):
                 break
-            run = self._store.read_json(contract.RunKeys(run["run_id"]).run) or {}
-            if run.get("request_id") == request_id:
+            before = read_run(self._store, RunKeys(run.run_id))
+            if before is not None and before.request_id == request_id:
+                run = before
                 break
             number += 1
         warning = self._hold(run)
@@ -139,61 +168,66 @@ class Controller:
             self._remove_kept_box()
             if "run_id" in pointer:
                 self._release(pointer["run_id"])
-        pointer |= {"run_id": run["run_id"], "number": number, "request_id": request_id}
+        pointer |= {"run_id": run.run_id, "number": number, "request_id": request_id}
         self._store.put_json(self._pointer, {**pointer, "started": False})
-        self._arm(datetime.fromisoformat(run["deadline"]))
-        # Zone rebalancing would replace a training box for symmetry's sake.
-        self._autoscaling.suspend_processes(AutoScalingGroupName=self._group, ScalingProcesses=["AZRebalance"])
-        # Together: a scheduled action of an earlier run may have left the maximum at 0.
-        self._scale(minimum=0, maximum=1, desired=1)
+        self._group.arm(run.deadline)
+        self._group.open()
         self._store.put_json(self._pointer, {**pointer, "started": True})
-        self._announce(run["run_id"], lambda: notices.started(run, warning))
-        return str(run["run_id"])
+        self._announce(run.run_id, lambda: notices.started(run, warning))
+        return run.run_id
 
     def limit(self, current: Current) -> None:
         """Put this request's limits in force: the box and the terminator read them, killer 3 is moved."""
-        keys = contract.RunKeys(current.run_id)
-        run = self._store.read_json(keys.run) or {}
-        deadline = self._deadline(datetime.fromisoformat(run["created_at"]))
-        limits = {name: self.spec[name] for name in contract.LIVE_LIMITS}
-        limits["deadline"] = deadline.isoformat(timespec="seconds")
-        self._store.update_json(keys.control, lambda control: {**control, "limits": limits})
-        self._arm(deadline)
+        keys = RunKeys(current.run_id)
+        run = self._run(keys)
+        deadline = self._deadline(run.created_at)
+        limits = LimitChange(deadline=deadline, **{name: self.spec[name] for name in contract.LIVE_LIMITS})
+        update_control(self._store, keys, lambda control: replace(control, limits=limits))
+        self._group.arm(deadline)
 
     def _deadline(self, started: datetime) -> datetime:
         return started + timedelta(hours=self.spec["max_runtime_hours"])
 
     def _remove_kept_box(self) -> None:
         """A box kept for review after an earlier run (auto_shutdown=false) holds the one place that the group has."""
-        if self._boxes():
-            self._scale(minimum=0, maximum=0, desired=0)
-            self._wait(DRAIN_WAIT_SECONDS, lambda: not self._boxes())
+        if self._group.instances():
+            self._group.close()
+            self._wait(DRAIN_WAIT_SECONDS, lambda: not self._group.instances())
 
     def stop(self, current: Current | None, why: str) -> None:
         """Ask for a checkpoint, wait for the box within a bound, then take the capacity away whatever happened."""
         if current is not None and not current.ended:
-            keys = contract.RunKeys(current.run_id)
-            request = {"reason": contract.Reason.STOPPED, "detail": why, "at": contract.utc_now()}
-            self._store.update_json(keys.control, lambda control: {**control, "stop": request})
-            self._wait(DRAIN_WAIT_SECONDS, lambda: self._store.read_json(keys.outcome) is not None or not self._boxes())
-        self._scale(minimum=0, maximum=0, desired=0)
-        if not self._wait(DRAIN_WAIT_SECONDS, lambda: not self._boxes()):
-            print(f"STILL THERE: {self._boxes()} in group {self._group}; check them in the EC2 console")
+            keys = RunKeys(current.run_id)
+            self._ask_to_stop(keys, why)
+            self._wait(
+                DRAIN_WAIT_SECONDS, lambda: read_outcome(self._store, keys) is not None or not self._group.instances()
+            )
+        self._group.close()
+        if not self._wait(DRAIN_WAIT_SECONDS, lambda: not self._group.instances()):
+            print(f"STILL THERE: {self._group.instances()} in group {self._group.name}; check them in the EC2 console")
         if current is not None and not current.ended:
-            self._close(current.run_id, contract.Reason.STOPPED, f"Stopped before a box reported: {why}.")
+            self._close(current.run_id, Reason.STOPPED, f"Stopped before a box reported: {why}.")
             # Not left to the auto-terminator, which a stack that is being deleted takes along.
             self._announce(current.run_id, lambda: self._end_notice(current.run_id))
         if current is not None:
             self._release(current.run_id)
 
-    def _hold(self, run: dict[str, Any]) -> str:
+    def _ask_to_stop(self, keys: RunKeys, why: str) -> None:
+        """Where it cannot be asked, the capacity is taken away all the same."""
+        request = StopRequest(now(), detail=why)
+        try:
+            update_control(self._store, keys, lambda control: replace(control, stop=request))
+        except NewerSchemaError as error:
+            print(f"the run is not asked for a checkpoint: {error}")
+
+    def _hold(self, run: Run) -> str:
         """Keep the image for as long as the run is the stack's current one; the sentence that says why it is not."""
         try:
-            hold(run["image"], contract.repository_name(self.spec["lab"]), run["run_id"])
+            hold(run.image, contract.repository_name(self.spec["lab"]), run.run_id)
         except Exception as error:
-            print(f"the image of run {run['run_id']} is not held: {error!r}")
+            print(f"the image of run {run.run_id} is not held: {error!r}")
             return (
-                f"Its image got no tag {contract.image_tag(run['run_id'])} ({error}): the repository's lifecycle may "
+                f"Its image got no tag {contract.image_tag(run.run_id)} ({error}): the repository's lifecycle may "
                 "delete it under the run, if many images are pushed."
             )
         return ""
@@ -206,67 +240,47 @@ class Controller:
             print(f"the image of run {run_id} stays held: {error!r}")
 
     def _end_notice(self, run_id: str) -> notices.Notice:
-        keys = contract.RunKeys(run_id)
-        run, outcome = self._store.read_json(keys.run), self._store.read_json(keys.outcome)
-        pages = self._autoscaling.get_paginator("describe_scaling_activities").paginate(
-            AutoScalingGroupName=self._group
-        )
-        activities = (item for page in pages for item in page["Activities"])
-        used = notices.usage(activities, datetime.fromisoformat(run["created_at"]), datetime.now(UTC))
-        return notices.ended(run, outcome, used)
+        keys = RunKeys(run_id)
+        run, outcome = self._run(keys), read_outcome(self._store, keys)
+        used = self._group.used_since(run.created_at)
+        return notices.ended(run, outcome or outcome_now(Reason.STOPPED, "", Actor.CONTROLLER), used)
+
+    def _run(self, keys: RunKeys) -> Run:
+        run = read_run(self._store, keys)
+        if run is None:
+            raise FileNotFoundError(f"s3://{self._store.bucket}/{keys.run} does not exist any more")
+        return run
 
     def _announce(self, run_id: str, notice: Callable[[], notices.Notice]) -> None:
         """An e-mail that cannot be written or sent must not fail a request."""
         try:
-            notices.announce(self._store, boto3.client("sns"), self.spec["alert_topic"], run_id, notice())
+            Mail(self._store, sns_client(), self.spec["alert_topic"], run_id).announce(notice())
         except Exception as error:
             print(f"no e-mail about run {run_id}: {error!r}")
 
-    def _arm(self, deadline: datetime) -> None:
-        """Killer 3: AWS itself takes the capacity away after the deadline, with no code of ours."""
-        self._autoscaling.put_scheduled_update_group_action(
-            AutoScalingGroupName=self._group,
-            ScheduledActionName=contract.SCHEDULED_ACTION_NAME,
-            # A deadline moved into the past leaves the box the same time to stop with a checkpoint.
-            StartTime=max(deadline, datetime.now(UTC)) + timedelta(seconds=contract.SCHEDULED_ACTION_MARGIN_SECONDS),
-            MinSize=0,
-            MaxSize=0,
-            DesiredCapacity=0,
-        )
-
-    def _closed(self, run: dict[str, Any]) -> bool:
+    def _closed(self, run: Run) -> bool:
         """Whether a run without an outcome can no longer get one; if so, write it."""
-        group = self._describe()
-        run = contract.in_force(run, self._store.read_json(contract.RunKeys(run["run_id"]).control))
-        overdue = datetime.now(UTC) > datetime.fromisoformat(run["deadline"]) + timedelta(
-            seconds=contract.SCHEDULED_ACTION_MARGIN_SECONDS
-        )
-        if group is None or group["DesiredCapacity"] > 0 or group["Instances"]:
+        deadline = in_force(run, self._control(run)).deadline
+        overdue = now() > deadline + timedelta(seconds=contract.SCHEDULED_ACTION_MARGIN_SECONDS)
+        if not self._group.is_empty():
             return False
         if overdue:
-            self._close(run["run_id"], contract.Reason.EXPIRED, "The deadline passed before a box could report.")
+            self._close(run.run_id, Reason.EXPIRED, "The deadline passed before a box could report.")
         else:
-            self._close(run["run_id"], contract.Reason.FAILED, "The group was emptied and no box reported an outcome.")
+            self._close(run.run_id, Reason.FAILED, "The group was emptied and no box reported an outcome.")
         return True
 
-    def _close(self, run_id: str, reason: contract.Reason, detail: str) -> None:
-        outcome = {"reason": reason, "detail": detail, "by": contract.Actor.CONTROLLER, "at": contract.utc_now()}
-        self._store.create_json(
-            contract.RunKeys(run_id).outcome, {**outcome, "attempts": None, "resumed_from_step": None, "step": None}
-        )
+    def _control(self, run: Run) -> Control:
+        """What cannot be understood holds for nobody: then the run's own limits do."""
+        try:
+            return read_control(self._store, RunKeys(run.run_id))
+        except UnreadableError as error:
+            print(str(error))
+            return Control()
 
-    def _describe(self) -> dict[str, Any] | None:
-        found = self._autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[self._group])
-        return found["AutoScalingGroups"][0] if found["AutoScalingGroups"] else None
-
-    def _boxes(self) -> list[str]:
-        group = self._describe()
-        return [instance["InstanceId"] for instance in group["Instances"]] if group else []
-
-    def _scale(self, *, minimum: int, maximum: int, desired: int) -> None:
-        self._autoscaling.update_auto_scaling_group(
-            AutoScalingGroupName=self._group, MinSize=minimum, MaxSize=maximum, DesiredCapacity=desired
-        )
+    def _close(self, run_id: str, reason: Reason, detail: str) -> None:
+        outcome = outcome_now(reason, detail, Actor.CONTROLLER)
+        self._store.create_json(RunKeys(run_id).outcome, outcome.to_json())
 
     def _wait(self, seconds: float, done: Callable[[], bool]) -> bool:
         """Poll until ``done`` or the bound, which the function's own remaining time cuts short."""
@@ -276,12 +290,3 @@ class Controller:
                 return False
             time.sleep(POLL_SECONDS)
         return True
-
-
-def _ensure_spot_role() -> None:
-    """The first spot request of an account needs this service-linked role; AWS answers InvalidInput if it exists."""
-    try:
-        boto3.client("iam").create_service_linked_role(AWSServiceName="spot.amazonaws.com")
-    except ClientError as error:
-        if error.response["Error"]["Code"] != "InvalidInput":
-            raise

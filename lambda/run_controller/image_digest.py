@@ -11,13 +11,14 @@ import boto3
 from botocore.exceptions import ClientError
 
 from training_image.core import contract
+from training_image.core.errors import UserError
 
 LATEST = "latest"
 FROM_MAIN = re.compile(r"main-\d{8}T\d{6}Z-[0-9a-f]{12}")
 """What the workflow tags a push to main with: UTC time and commit. Tags are immutable, so none moves to the newest."""
 
 
-class NoImageError(LookupError):
+class NoImageError(UserError):
     """One sentence for the operator, as CloudFormation's reason."""
 
 

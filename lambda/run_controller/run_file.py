@@ -8,6 +8,9 @@ from typing import Any
 from image_digest import is_there, pinned
 
 from training_image.core import contract, lineage
+from training_image.core.codec import UnreadableError
+from training_image.core.errors import UserError
+from training_image.core.records import Run, read_outcome, read_run
 from training_image.core.store import Store
 
 _COPIED = (
@@ -31,7 +34,7 @@ _COPIED = (
 )
 
 
-class Refused(Exception):
+class Refused(UserError):
     """The request was refused; the message is CloudFormation's reason."""
 
 
@@ -45,19 +48,23 @@ def inherited(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
     if wanted is None:
         return {}
     run_id, keys = wanted["run_id"], contract.RunKeys(wanted["run_id"])
-    run, outcome = store.read_json(keys.run), store.read_json(keys.outcome)
-    if problem := lineage.cannot_continue(run_id, run, outcome, lineage.run_ids(store)):
+    try:
+        run = read_run(store, keys)
+    except UnreadableError as error:
+        raise Refused(f"Run {run_id} cannot be continued: {error}.") from None
+    problem = lineage.cannot_continue(run_id, run, read_outcome(store, keys), lineage.run_ids(store))
+    if problem or run is None:
         raise Refused(problem)
-    if other := lineage.differing(wanted["said"], run["settings"]):
+    if other := lineage.differing(wanted["said"], run.settings):
         raise Refused(lineage.keeps_its_settings(run_id, other))
-    if not is_there(run["image"]):
+    if not is_there(run.image):
         raise Refused(
-            f"The image that run {run_id} began with, {run['image']}, is no longer in the repository, and with "
+            f"The image that run {run_id} began with, {run.image}, is no longer in the repository, and with "
             "another one it would not go on exactly: start a run of its own, without resume."
         )
     # A run that trains on the CPU needs no GPU of the instance that this deploy asks for.
-    gpus = {} if run["gpus"] else {"gpus": 0}
-    return {"resume": run_id, **{name: run[name] for name in lineage.FROZEN}, **gpus}
+    gpus = {} if run.gpus else {"gpus": 0}
+    return {"resume": run_id, **{name: getattr(run, name) for name in lineage.FROZEN}, **gpus}
 
 
 def check_adapter(store: Store, settings: dict[str, Any]) -> None:
@@ -81,18 +88,18 @@ def check_adapter(store: Store, settings: dict[str, Any]) -> None:
 
 def mint(
     spec: dict[str, Any], taken_over: dict[str, Any], request_id: str, number: int, now: datetime, deadline: datetime
-) -> dict[str, Any]:
-    """``run.json`` of the stack's run with this number; ``taken_over`` as ``inherited`` returns it."""
-    return {
-        "schema": contract.SCHEMA_VERSION,
-        "run_id": contract.run_id(spec["run_name"], spec["stack_suffix"], number),
-        "request_id": request_id,
-        "created_at": now.isoformat(timespec="seconds"),
-        "deadline": deadline.isoformat(timespec="seconds"),
+) -> Run:
+    """The stack's run with this number; ``taken_over`` as ``inherited`` returns it."""
+    own = {
         **{name: spec[name] for name in _COPIED},
-        "resume": None,
         "settings_sha256": contract.settings_digest(spec["settings"]),
         "image": taken_over.get("image") or pinned(spec["image"]),
         "spec": spec,
-        **taken_over,
     }
+    return Run(
+        run_id=contract.run_id(spec["run_name"], spec["stack_suffix"], number),
+        request_id=request_id,
+        created_at=now,
+        deadline=deadline,
+        **{**own, **taken_over},
+    )

@@ -60,7 +60,7 @@ class LabConfig(BaseModel):
     """Tag or ``sha256:...`` digest in DataStack's repository, or ``latest``: the newest pushed from main. None:
     build the image from ``training_image/``."""
     training_command: tuple[str, ...] = ()
-    """Runs instead of the trainer, in the same image and with the same work directory."""
+    """Runs instead of the trainer, in the same image; the work directory is in its environment as ``WORK_DIR``."""
     max_runtime_hours: float = Field(12, ge=0.1, le=336)
     """One absolute deadline per run, counted from its start, relaunches and waiting included."""
     max_attempts: int = Field(5, ge=1, le=50)

@@ -17,11 +17,12 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings import SettingsError as SourceError
 
 from training_image.core import contract
+from training_image.core.errors import UserError
 
 PREFIX = "LLM_"
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError, ValueError):
     """A setting the operator typed is wrong. Each line of the message names one setting and says what to do."""
 
 

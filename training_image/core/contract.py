@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,22 @@ class Actor(StrEnum):
     """Who may end a run: the ``by`` of ``outcome.json``. Only the controller starts one, only a box reports RUNNING."""
 
     CONTROLLER = "controller"  # the Lambda behind Custom::TrainingRun
-    BOX = "box"  # the instance: user data and supervisor
+    INSTANCE = "instance"  # user data and supervisor
     TERMINATOR = "terminator"  # the Lambda that looks at the run from outside, on schedule and on events
+
+
+class Phase(StrEnum):
+    """What an attempt is doing, in this order. The first and the last two are the supervisor's, the others the
+    trainer's."""
+
+    DOWNLOADING = "downloading"
+    LOADING = "loading"
+    EVALUATING_BEFORE = "evaluating_before"
+    TRAINING = "training"
+    EVALUATING_AFTER = "evaluating_after"
+    SAVING = "saving"
+    UPLOADING = "uploading"
+    ENDED = "ended"
 
 
 class TrainerExit(IntEnum):
@@ -64,7 +77,8 @@ class SupervisorExit(IntEnum):
     BOX_LEAVING = 20  # interrupted or scaled in with a checkpoint: let the group decide on a replacement
 
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of run.json, control.json and outcome.json. ``records`` reads older ones too, and refuses newer ones."""
 DRAIN_SECONDS = 110
 """From SIGTERM or notice to the last byte uploaded. Docker's stop timeout; AWS gives two minutes' notice."""
 DEADLINE_MARGIN_SECONDS = 300
@@ -136,27 +150,30 @@ class RunKeys:
 
     @property
     def run(self) -> str:
-        """Frozen settings, image, limits, deadline; ``resume``: the run that it continues. Created once by the
-        controller."""
+        """``records.Run``: frozen settings, image, limits. Created once by the controller."""
         return f"{self.prefix}run.json"
 
     @property
     def control(self) -> str:
-        """What changed since the run began; only the controller writes it. ``{"stop": {"reason": "stopped", "detail":
-        "...", "at": "<ISO>"}, "limits": {"deadline": "<ISO>", "auto_shutdown": true}}``, each key only if so."""
+        """``records.Control``: what was asked of the run since it began. The controller and `lab stop` write it."""
         return f"{self.prefix}control.json"
 
     @property
     def heartbeat(self) -> str:
+        """``records.Heartbeat``, overwritten every few seconds."""
         return f"{self.prefix}heartbeat.json"
 
+    @property
+    def events(self) -> str:
+        return f"{self.prefix}events/"
+
     def event(self, name: str) -> str:
-        """Created once by whoever announces it: what the operator has been told."""
-        return f"{self.prefix}events/{name}.json"
+        """``records.Event``: what the operator is told, once for each name."""
+        return f"{self.events}{name}.json"
 
     @property
     def outcome(self) -> str:
-        """Created once: ``{"reason", "detail", "by", "at", "attempts", "resumed_from_step", "step"}``."""
+        """``records.Outcome``, created once by whoever ends the run."""
         return f"{self.prefix}outcome.json"
 
     @property
@@ -173,8 +190,12 @@ class RunKeys:
         return f"{self.prefix}metrics/"
 
     def attempt(self, number: int) -> str:
-        """Prefix of one attempt: ``claim.json`` (create-once), logs, ``timeline.json``."""
+        """Prefix of one attempt: its claim, logs, ``timeline.json``."""
         return f"{self.prefix}attempts/{number}/"
+
+    def claim(self, number: int) -> str:
+        """``records.Claim``, created once."""
+        return f"{self.attempt(number)}claim.json"
 
     @property
     def checkpoints(self) -> str:
@@ -251,8 +272,7 @@ class WorkDir:
 
     @property
     def status(self) -> Path:
-        """Written atomically by the trainer: ``{"phase", "step", "total_steps", "loss", "tokens_per_second",
-        "eta_seconds", "at"}``. Phases: loading, evaluating_before, training, evaluating_after, saving."""
+        """``records.Status``, written atomically by the trainer."""
         return self.root / "status.json"
 
     @property
@@ -282,13 +302,3 @@ COMPLETE_MARKER = "COMPLETE"
 def settings_digest(settings: dict[str, Any]) -> str:
     """sha256 over the canonical JSON of ``settings``: what a checkpoint and an update are compared by."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def in_force(run: dict[str, Any], control: dict[str, Any] | None) -> dict[str, Any]:
-    """``run.json`` with the limits that hold now."""
-    return {**run, **(control or {}).get("limits", {})}
-
-
-def utc_now() -> str:
-    """The time as every object of a run writes it: ISO 8601, UTC, whole seconds."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

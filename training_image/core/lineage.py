@@ -10,7 +10,8 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from training_image.core.contract import Reason, RunKeys
+from training_image.core.contract import RunKeys
+from training_image.core.records import Outcome, Run, read_run
 
 FROZEN = ("settings", "settings_sha256", "data_uri", "image", "training_command")
 """What a run takes over from the one that it continues: with anything else its checkpoints would not go on exactly."""
@@ -32,13 +33,10 @@ def run_ids(store: Any) -> list[str]:
     return [prefix.split("/")[1] for prefix in store.folders("runs/")]
 
 
-def cannot_continue(
-    run_id: str, run: Mapping[str, Any] | None, outcome: Mapping[str, Any] | None, known: Sequence[str]
-) -> str | None:
+def cannot_continue(run_id: str, run: Run | None, outcome: Outcome | None, known: Sequence[str]) -> str | None:
     """Why the run cannot be continued, as a sentence with what to do; None: it can.
 
     Args:
-        run: its ``run.json``.
         known: ids of the runs that there are.
     """
     if run is None:
@@ -46,7 +44,7 @@ def cannot_continue(
         return f"There is no run {run_id} in this lab. " + (f"There are: {near}." if near else "It has none yet.")
     if outcome is None:
         return f"Run {run_id} has not ended: there is nothing to continue while it is active. Stop it first: lab stop"
-    if outcome.get("reason") == Reason.SUCCEEDED:
+    if outcome.succeeded:
         return (
             f"Run {run_id} succeeded: there is nothing left to continue. To train on from its result, start a run with "
             f"LLM_MODEL__ADAPTER={run_id}."
@@ -74,11 +72,16 @@ def keeps_its_settings(run_id: str, other: Sequence[str]) -> str:
 
 
 def ancestors(store: Any, resume: str | None) -> Iterator[RunKeys]:
-    """The runs that a run continues, the nearest first. A run names only older ones, so this ends."""
+    """The runs that a run continues, the nearest first. A run names only older ones, so this ends.
+
+    Raises:
+        UnreadableError: one of them left a ``run.json`` that this version does not understand.
+    """
     while resume:
         keys = RunKeys(resume)
         yield keys
-        resume = (store.read_json(keys.run) or {}).get("resume")
+        older = read_run(store, keys)
+        resume = older.resume if older else None
 
 
 def inherit(store: Any, keys: RunKeys, older: Iterable[RunKeys]) -> None:

@@ -79,6 +79,10 @@ def error_code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
 class Store:
     """One bucket. A refusal or an outage never reads as absent: it raises botocore's exception.
 
@@ -112,14 +116,14 @@ class Store:
         self._client.put_object(Bucket=self.bucket, Key=key, Body=body)
 
     def put_json(self, key: str, value: Any) -> None:
-        self.put(key, json.dumps(value, indent=1).encode())
+        self.put(key, _json(value))
 
     def create_json(self, key: str, value: Any) -> bool:
         """Write the object unless it exists; whether it is ours.
 
         A request that was repeated after a lost answer meets its own object: that counts as ours.
         """
-        body = json.dumps(value, indent=1).encode()
+        body = _json(value)
         for _ in range(_CREATE_TRIES):
             try:
                 self._client.put_object(Bucket=self.bucket, Key=key, Body=body, IfNoneMatch="*")
@@ -131,28 +135,38 @@ class Store:
                     raise
         raise RuntimeError(f"s3://{self.bucket}/{key} is being written by others all the time.")
 
-    def update_json(self, key: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """Change an object that others may change at the same time; what does not exist yet is ``{}``.
-
-        ``change`` may be called again, when somebody else came first or an answer was lost.
-        """
+    def update(self, key: str, change: Callable[[bytes | None], Any]) -> None:
+        """Change a JSON object that others may change at the same time. ``change`` gets its bytes, or None where there
+        is none, and returns the new value; it is called again if somebody else came first or an answer was lost."""
         for _ in range(_CREATE_TRIES):
             condition = {"IfNoneMatch": "*"}
-            value: dict[str, Any] = {}
+            body: bytes | None = None
             try:
                 found = self._client.get_object(Bucket=self.bucket, Key=key)
-                condition, value = {"IfMatch": found["ETag"]}, json.loads(found["Body"].read())
+                condition, body = {"IfMatch": found["ETag"]}, bytes(found["Body"].read())
             except ClientError as error:
                 if not self._is_absent(key, error):
                     raise
-            body = json.dumps(change(value), indent=1).encode()
-            try:
-                self._client.put_object(Bucket=self.bucket, Key=key, Body=body, **condition)
+            if self._put_if(key, _json(change(body)), condition):
                 return
-            except ClientError as error:
-                if error_code(error) not in _EXISTS | _CONFLICT | _ABSENT:
-                    raise
         raise RuntimeError(f"s3://{self.bucket}/{key} is being written by others all the time.")
+
+    def replace_json(self, key: str, expected: bytes, value: Any) -> bool:
+        """Write the object if it still is ``expected``; whether it is ours, as for ``create_json``."""
+        found = self._client.get_object(Bucket=self.bucket, Key=key)
+        if found["Body"].read() != expected:
+            return False
+        return self._put_if(key, _json(value), {"IfMatch": found["ETag"]}) or self.read(key) == _json(value)
+
+    def _put_if(self, key: str, body: bytes, condition: dict[str, str]) -> bool:
+        """Whether the object was as ``condition`` says, and has been written."""
+        try:
+            self._client.put_object(Bucket=self.bucket, Key=key, Body=body, **condition)
+            return True
+        except ClientError as error:
+            if error_code(error) not in _EXISTS | _CONFLICT | _ABSENT:
+                raise
+            return False
 
     def folders(self, prefix: str) -> list[str]:
         """What lies directly under ``prefix``, each with its closing slash."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from training_image.core.errors import UserError
+
 Message = dict[str, str]
 Conversation = list[Message]
 
 ROLES = ("system", "user", "assistant")
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """The data cannot be trained on. The message names file, line and field, and says what is expected."""
 
 

@@ -17,6 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from training_image.core.errors import UserError
+
 # Before any import of the Hub's client: no calls home, and no progress bars in a log file.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -32,7 +34,7 @@ _PAUSES_SECONDS = (2.0, 6.0)
 _READ_BYTES = 1 << 20
 
 
-class UnusableModelError(Exception):
+class UnusableModelError(UserError):
     """The base model cannot be had; the message is a sentence that says what to do."""
 
 

@@ -17,18 +17,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from training_image.core.codec import UnreadableError
 from training_image.core.contract import (
     DRAIN_SECONDS,
     Actor,
+    Phase,
     Reason,
     RunKeys,
     State,
     SupervisorExit,
     TrainerExit,
     WorkDir,
-    in_force,
-    utc_now,
 )
+from training_image.core.errors import UserError
+from training_image.core.records import Control, Run, in_force, outcome_now, read_control
 from training_image.core.store import Store
 from training_image.storage import checkpoints
 from training_image.supervisor import ending, watch
@@ -36,7 +38,7 @@ from training_image.supervisor.cloudwatch import published
 from training_image.supervisor.decisions import CRASHED, Cause, Stop, may_end_at_once, verdict
 from training_image.supervisor.ending import Gone
 from training_image.supervisor.imds import Imds
-from training_image.supervisor.preparation import BadInput, RunFile, prepare
+from training_image.supervisor.preparation import prepare
 from training_image.supervisor.publisher import Publisher
 from training_image.supervisor.reporter import Reporter, read_status
 from training_image.supervisor.trainer_process import Tee, TrainerProcess
@@ -87,13 +89,16 @@ class Attempt:
         if body is None:
             raise FileNotFoundError(f"s3://{self._store.bucket}/{self._keys.run} does not exist: nothing to run.")
         self._work.run.write_bytes(body)
-        self._run = RunFile.model_validate_json(body)
         if self._store.read(self._keys.outcome) is not None:
             log.info("The run has ended before")
             return SupervisorExit.RUN_ENDED
+        try:
+            self._run = Run.parse(body)
+        except UnreadableError as error:
+            return self._end(Reason.FAILED, str(error))
         control = self._control()
         if stop := watch.control_stop(control) or watch.deadline_stop(self._deadline, datetime.now(UTC)):
-            return self._end(stop.reason or Reason.STOPPED, f"{stop.detail}, before this box began")
+            return self._end(stop.reason or Reason.STOPPED, f"{stop.detail}, before this instance began")
         self._instance_id = self._imds.get("instance-id")
         self._number, ours = watch.claim(self._store, self._keys, self._instance_id, self._run.max_attempts)
         if not ours:
@@ -105,7 +110,7 @@ class Attempt:
     def _prepare(self) -> None:
         try:
             self._events.put(Prepared(prepare(self._store, self._keys, self._run, self._work)))
-        except BadInput as error:
+        except UserError as error:
             self._events.put(Gone(TrainerExit.BAD_INPUT, str(error)))
         except Exception as error:
             log.exception("Preparing the box failed")
@@ -124,7 +129,7 @@ class Attempt:
             log_file=self._tee.path,
             durable_step=self._durable_step,
         )
-        self._reporter.enter("downloading")
+        self._reporter.enter(Phase.DOWNLOADING)
         self._reporter.start()
         pollers = [
             watch.Poller("box", self._options.interval, self._look_at_box, self._events.put),
@@ -135,7 +140,6 @@ class Attempt:
         threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
         with published(
             self._run,
-            self._keys.run_id,
             self._work,
             attempt=self._number,
             log_file=self._tee.path,
@@ -158,13 +162,16 @@ class Attempt:
         newer = watch.newer_claim(self._store, self._keys, self._number)
         return newer or watch.control_stop(self._control())
 
-    def _control(self) -> dict[str, Any]:
-        """What changed since the run began; takes over the limits that hold now."""
-        control = self._store.read_json(self._keys.control) or {}
-        self._deadline = datetime.fromisoformat(
-            in_force({"deadline": self._run.deadline.isoformat()}, control)["deadline"]
-        )
-        return dict(control)
+    def _control(self) -> Control:
+        """What was asked since the run began; takes over the limits that hold now. What cannot be understood holds for
+        nobody: then the run's own limits do."""
+        try:
+            control = read_control(self._store, self._keys)
+        except UnreadableError as error:
+            log.warning("%s", error)
+            control = Control()
+        self._deadline = in_force(self._run, control).deadline
+        return control
 
     def _wait_until_gone(self) -> tuple[Gone, Stop | None]:
         trainer: TrainerProcess | None = None
@@ -176,7 +183,7 @@ class Attempt:
             except queue.Empty:
                 if stop is None:
                     continue
-                if may_end_at_once(read_status(self._work).get("phase")):
+                if may_end_at_once(read_status(self._work).phase):
                     log.info("The trainer has nothing unsaved and is ended at once")
                 elif time.monotonic() < give_up:
                     continue
@@ -215,9 +222,9 @@ class Attempt:
             resumed=resume,
         )
         self._publisher.start()
-        self._reporter.enter("loading")
-        command = self._run.training_command or [*TRAINER, str(self._work.root)]
-        return TrainerProcess(command, self._tee, lambda code: self._events.put(Gone(code)))
+        self._reporter.enter(Phase.LOADING)
+        command = self._run.training_command or (*TRAINER, str(self._work.root))
+        return TrainerProcess(command, self._work.root, self._tee, lambda code: self._events.put(Gone(code)))
 
     def _durable_step(self) -> int | None:
         return self._publisher.durable_step if self._publisher else None
@@ -232,7 +239,7 @@ class Attempt:
             if self._publisher:
                 self._publisher.abandon()
             return SupervisorExit.BOX_LEAVING
-        reporter.enter("uploading")
+        reporter.enter(Phase.UPLOADING)
         budget = DRAIN_SECONDS if self._drained_by is None else self._drained_by - time.monotonic()
         if self._publisher and not self._publisher.finish(budget):
             log.warning("The last checkpoint could not be published in time")
@@ -249,7 +256,7 @@ class Attempt:
             facts = ending.final_facts(final)
         else:
             detail = self._detail(gone, stop, last_lines)
-            facts = {"step": read_status(self._work).get("step") or self._durable_step()}
+            facts = {"step": read_status(self._work).step or self._durable_step()}
         log.info("Attempt %d is over: %s", self._number, detail)
         reporter.flush()
         if judged.reason is not None:
@@ -274,18 +281,9 @@ class Attempt:
             return ending.stop_sentence(stop, self._durable_step())
         return ending.gone_sentence(gone, self._work, self._number, self._run.max_attempts, last_lines)
 
-    def _end(
-        self,
-        reason: Reason,
-        detail: str,
-        *,
-        step: int | None = None,
-        resumed_from_step: int | None = None,
-        **facts: Any,
-    ) -> int:
-        common = {"detail": detail, "by": Actor.BOX, "at": utc_now(), "attempts": self._number}
-        facts = {**common, "resumed_from_step": resumed_from_step, "step": step, **facts}
-        ending.write_outcome(self._store, self._keys, reason, facts)
+    def _end(self, reason: Reason, detail: str, **facts: Any) -> int:
+        outcome = outcome_now(reason, detail, Actor.INSTANCE, attempts=self._number, **facts)
+        ending.write_outcome(self._store, self._keys, outcome)
         return SupervisorExit.RUN_ENDED
 
     def _last_look(self, stop: Stop | None) -> Stop | None:

@@ -21,8 +21,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from training_image.core.contract import METRIC_NAMESPACE, WorkDir
-from training_image.supervisor.preparation import RunFile
+from training_image.core.contract import METRIC_NAMESPACE, Phase, WorkDir
+from training_image.core.records import Run, Status
 from training_image.supervisor.reporter import read_status
 
 log = logging.getLogger(__name__)
@@ -50,11 +50,11 @@ _MAX_EVENTS = 10_000
 _GPU_QUERY = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits"]
 
 
-def training_figures(status: dict[str, Any], durable_step: int | None, attempt: int) -> dict[str, float]:
+def training_figures(status: Status, durable_step: int | None, attempt: int) -> dict[str, float]:
     """What ``status.json`` tells. Loss and speed only while it trains: later they would be repeated, not measured."""
-    found = {"Step": status.get("step"), "DurableStep": durable_step, "Attempt": attempt}
-    if status.get("phase") == "training":
-        found |= {"Loss": status.get("loss"), "TokensPerSecond": status.get("tokens_per_second")}
+    found: dict[str, float | None] = {"Step": status.step, "DurableStep": durable_step, "Attempt": attempt}
+    if status.phase is Phase.TRAINING:
+        found |= {"Loss": status.loss, "TokensPerSecond": status.tokens_per_second}
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
@@ -89,8 +89,7 @@ def log_events(text: bytes, now_ms: int, *, last: bool) -> tuple[list[dict[str, 
 
 @contextmanager
 def published(
-    run: RunFile,
-    run_id: str,
+    run: Run,
     work: WorkDir,
     *,
     attempt: int,
@@ -99,13 +98,13 @@ def published(
     interval: float,
 ) -> Iterator[None]:
     """Publish an attempt while the block runs, if ``run.json`` names a log group. ``interval``: seconds of a tick."""
-    if run.log_group is None or run.stack_name is None:
+    if run.log_group is None:
         yield
         return
     publisher = CloudWatch(
         stack_name=run.stack_name,
         log_group=run.log_group,
-        log_stream=f"{run_id}/{attempt}",
+        log_stream=f"{run.run_id}/{attempt}",
         figures=lambda: training_figures(read_status(work), durable_step(), attempt) | ask_gpus(),
         log_file=log_file,
         interval=interval,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from training_image.core.contract import Reason, SupervisorExit, TrainerExit
+from training_image.core.contract import Phase, Reason, SupervisorExit, TrainerExit
 
 CRASHED = 1
 """Exit code of a supervisor whose run has not ended and whose box must be replaced: none of SupervisorExit."""
@@ -39,14 +39,14 @@ class Verdict:
     exit_code: int
 
 
-def may_end_at_once(phase: str | None) -> bool:
+def may_end_at_once(phase: Phase | None) -> bool:
     """Whether a trainer in this phase can be killed when a stop is asked for, so that none of the notice is wasted.
 
     Before the first step there is nothing to save, and after the last one its checkpoint is complete. Within training
     the end of the step is waited for, and the result while it is being saved. So is a trainer that names no phase yet,
     or none of ours.
     """
-    return phase in ("loading", "evaluating_before", "evaluating_after")
+    return phase in (Phase.LOADING, Phase.EVALUATING_BEFORE, Phase.EVALUATING_AFTER)
 
 
 def verdict(

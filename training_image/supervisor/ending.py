@@ -8,7 +8,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from training_image.core.contract import Reason, RunKeys, TrainerExit, WorkDir
+from training_image.core.contract import RunKeys, TrainerExit, WorkDir
+from training_image.core.records import Outcome
 from training_image.core.store import Store
 from training_image.storage import checkpoints
 from training_image.supervisor.decisions import Stop
@@ -81,7 +82,7 @@ def upload_results(store: Store, keys: RunKeys, work: WorkDir) -> None:
             raise OSError(f"s3://{store.bucket}/{key} was uploaded but is not there in full")
 
 
-def write_outcome(store: Store, keys: RunKeys, reason: Reason, facts: dict[str, Any]) -> None:
+def write_outcome(store: Store, keys: RunKeys, outcome: Outcome) -> None:
     """Make the end of the run durable, once: who comes second changes nothing.
 
     Raises:
@@ -89,7 +90,7 @@ def write_outcome(store: Store, keys: RunKeys, reason: Reason, facts: dict[str, 
     """
     for left in reversed(range(_OUTCOME_TRIES)):
         try:
-            if not store.create_json(keys.outcome, {"reason": reason, **facts}):
+            if not store.create_json(keys.outcome, outcome.to_json()):
                 log.warning("The run was ended by somebody else before")
             return
         except Exception as error:

@@ -13,52 +13,22 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from botocore.exceptions import ClientError
-from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from training_image.core import lineage
 from training_image.core.contract import RunKeys, WorkDir
+from training_image.core.errors import UserError
+from training_image.core.records import Run
 from training_image.core.store import Store, error_code, remove_others
 from training_image.storage import checkpoints
-from training_image.storage.hub import MAIN, UnusableModelError
+from training_image.storage.hub import UnusableModelError
 from training_image.storage.hub_cache import HubModel
 
 log = logging.getLogger(__name__)
 _NOT_READABLE = {"NoSuchBucket", "AccessDenied", "403"}
 
 
-class BadInput(Exception):
+class BadInput(UserError):
     """What the operator gave cannot be trained on; the message is a sentence that says what to do."""
-
-
-class RunFile(BaseModel):
-    """The part of ``run.json`` that the supervisor acts on."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    deadline: AwareDatetime
-    max_attempts: int
-    gpus: int
-    data_uri: str
-    settings: dict[str, Any]
-    settings_sha256: str
-    resume: str | None = None
-    """The run that this one continues."""
-    training_command: list[str] | None = None
-    stack_name: str | None = None
-    log_group: str | None = None
-    """For CloudWatch; absent from a run whose stack has none."""
-    training_bucket: str | None = None
-    """Where base models from the Hub are mirrored."""
-    secrets: dict[str, str] = {}
-    """ARNs, as ``{"hugging_face": ...}``."""
-
-    @property
-    def base_model(self) -> str:
-        return str(self.settings["model"]["base_model"])
-
-    @property
-    def revision(self) -> str:
-        return str(self.settings["model"].get("revision") or MAIN)
 
 
 def clear(work: WorkDir) -> None:
@@ -73,16 +43,16 @@ def clear(work: WorkDir) -> None:
         file.unlink(missing_ok=True)
 
 
-def prepare(store: Store, keys: RunKeys, run: RunFile, work: WorkDir) -> checkpoints.Resume:
+def prepare(store: Store, keys: RunKeys, run: Run, work: WorkDir) -> checkpoints.Resume:
     """Fill the work directory; returns what was found to resume from.
 
     Raises:
-        BadInput: too few GPUs, no data, or no base model where ``run.json`` says.
+        UserError: too few GPUs, no data or no base model where ``run.json`` says, an unreadable run to continue.
     """
     check_gpus(run.gpus, count_gpus())
     older = list(lineage.ancestors(store, run.resume))
     lineage.inherit(store, keys, older)
-    if adapter := run.settings["model"].get("adapter"):
+    if adapter := run.adapter:
         download_adapter(store, adapter, run.settings, work.initial_adapter)
     download_data(store, run.data_uri, work.data)
     if run.base_model.startswith("s3://"):
@@ -148,7 +118,7 @@ def download_adapter(store: Store, adapter: str, settings: dict[str, Any], desti
         raise BadInput(problem)
 
 
-def download_hub_model(store: Store, keys: RunKeys, run: RunFile, work: WorkDir) -> None:
+def download_hub_model(store: Store, keys: RunKeys, run: Run, work: WorkDir) -> None:
     """The base model from the Hub, or the lab's mirror of it, into Hugging Face's cache; then, beside the training,
     from there into the mirror. The first attempt's commit is that of all later ones, wherever a branch has moved."""
     from huggingface_hub.constants import HF_HUB_CACHE

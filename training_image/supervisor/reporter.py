@@ -10,22 +10,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from training_image.core.contract import RunKeys, State, WorkDir, utc_now
+from training_image.core.codec import UnreadableError
+from training_image.core.contract import Phase, RunKeys, State, WorkDir
+from training_image.core.records import Heartbeat, Status, now
 from training_image.core.store import Store
 
 log = logging.getLogger(__name__)
 _TICK_SECONDS = 1.0
 _HEARTBEATS_PER_UPLOAD = 6
-_STATUS_FIELDS = ("step", "total_steps", "loss", "tokens_per_second", "eta_seconds")
 
 
-def read_status(work: WorkDir) -> dict[str, Any]:
-    """The trainer's latest word; empty before its first."""
+def read_status(work: WorkDir) -> Status:
+    """The trainer's latest word; empty before its first, and while it is none that can be read."""
     try:
-        status = json.loads(work.status.read_text())
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
+        return Status.parse(work.status.read_bytes())
+    except (OSError, UnreadableError):
+        return Status()
 
 
 def metric_files(work: WorkDir) -> list[Path]:
@@ -33,9 +33,9 @@ def metric_files(work: WorkDir) -> list[Path]:
     return [path for path in work.metrics.glob("*") if path.suffix in (".json", ".jsonl")]
 
 
-def timed_phase(phase: str, step: int | None, resumed_from_step: int | None) -> str:
+def timed_phase(phase: Phase, step: int | None, resumed_from_step: int | None) -> str:
     """The first step is a phase of its own: after it, all that is loaded or compiled on demand has been."""
-    return "first_step" if phase == "training" and (step or 0) <= (resumed_from_step or 0) else phase
+    return "first_step" if phase is Phase.TRAINING and (step or 0) <= (resumed_from_step or 0) else phase
 
 
 def host_phases(boot: Path, up_since: float) -> list[tuple[str, float, float]]:
@@ -65,15 +65,15 @@ class Timeline:
         self._host = host
         self._entered: list[tuple[str, float]] = []
 
-    def enter(self, phase: str, now: float) -> None:
+    def enter(self, phase: str, at: float) -> None:
         if not self._entered or self._entered[-1][0] != phase:
-            self._entered.append((phase, now))
+            self._entered.append((phase, at))
 
-    def as_json(self, now: float) -> dict[str, Any]:
+    def as_json(self, at: float) -> dict[str, Any]:
         begun = [*self._entered]
         if self._host:
             begun.insert(0, ("container_start", self._host[-1][2]))
-        ends = [start for _, start in begun[1:]] + [now]
+        ends = [start for _, start in begun[1:]] + [at]
         own = ((phase, start, end) for (phase, start), end in zip(begun, ends, strict=True))
         phases = [
             {"phase": phase, "started_at": round(start, 1), "seconds": round(end - start, 1)}
@@ -107,7 +107,7 @@ class Reporter:
         self._log_file = log_file
         self._durable_step = durable_step
         self.resumed_from_step: int | None = None
-        self._phase = "downloading"
+        self._phase = Phase.DOWNLOADING
         up_since = time.time() - time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
         self._timeline = Timeline(booted_at, host_phases(work.boot, up_since))
         self._uploaded: dict[str, tuple[int, int]] = {}
@@ -119,8 +119,8 @@ class Reporter:
     def start(self) -> None:
         self._thread.start()
 
-    def enter(self, phase: str) -> None:
-        """The supervisor enters a phase; from ``loading`` on the trainer says which one it is."""
+    def enter(self, phase: Phase) -> None:
+        """The supervisor enters a phase; from LOADING on the trainer says which one it is."""
         self._phase = phase
         self._timeline.enter(phase, time.time())
 
@@ -133,7 +133,7 @@ class Reporter:
         """Write everything once more, with where the run now stands."""
         self._ended.set()
         if state is State.ENDED:
-            self.enter("ended")
+            self.enter(Phase.ENDED)
         self._safely(self._upload_files)
         self._safely(lambda: self._beat(state))
 
@@ -144,7 +144,7 @@ class Reporter:
     def _run(self) -> None:
         beats, next_beat = 0, time.monotonic()
         while not self._ended.is_set():
-            step = read_status(self._work).get("step")
+            step = read_status(self._work).step
             self._timeline.enter(timed_phase(self._current_phase(), step, self.resumed_from_step), time.time())
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + self._interval
@@ -154,9 +154,9 @@ class Reporter:
                 beats += 1
             self._ended.wait(min(_TICK_SECONDS, self._interval))
 
-    def _current_phase(self) -> str:
-        if self._phase == "loading":
-            return str(read_status(self._work).get("phase") or self._phase)
+    def _current_phase(self) -> Phase:
+        if self._phase is Phase.LOADING:
+            return read_status(self._work).phase or self._phase
         return self._phase
 
     def _safely(self, write: Callable[[], None]) -> None:
@@ -171,19 +171,21 @@ class Reporter:
         if state is State.RUNNING and self._ended.is_set():
             return  # close() has said the last word
         status = read_status(self._work)
-        self._store.put_json(
-            self._keys.heartbeat,
-            {
-                "state": state,
-                "attempt": self._attempt,
-                "phase": self._current_phase(),
-                **{name: status.get(name) for name in _STATUS_FIELDS},
-                "durable_step": self._durable_step(),
-                "resumed_from_step": self.resumed_from_step,
-                "instance_id": self._instance_id,
-                "at": utc_now(),
-            },
+        beat = Heartbeat(
+            state=state,
+            attempt=self._attempt,
+            phase=self._current_phase(),
+            step=status.step,
+            total_steps=status.total_steps,
+            loss=status.loss,
+            tokens_per_second=status.tokens_per_second,
+            eta_seconds=status.eta_seconds,
+            durable_step=self._durable_step(),
+            resumed_from_step=self.resumed_from_step,
+            instance_id=self._instance_id,
+            at=now(),
         )
+        self._store.put_json(self._keys.heartbeat, beat.to_json())
 
     def _upload_files(self) -> None:
         """Files are read whole before they are sent: they grow while they are uploaded."""

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+WORK_DIR = "WORK_DIR"
 _CHUNK = 65536
 _LAST_OUTPUT_SECONDS = 5.0
 
@@ -42,13 +43,21 @@ class Tee:
 
 
 class TrainerProcess:
-    """Starts ``command`` and calls ``on_exit`` with its exit code (negative: a signal's number), from a thread."""
+    """Starts ``command`` and calls ``on_exit`` with its exit code (negative: a signal's number), from a thread.
 
-    def __init__(self, command: Sequence[str], tee: Tee, on_exit: Callable[[int], None]) -> None:
+    ``work_dir`` is in its environment as ``WORK_DIR``: a command in the trainer's place has no other way to know it.
+    """
+
+    def __init__(self, command: Sequence[str], work_dir: Path, tee: Tee, on_exit: Callable[[int], None]) -> None:
         self._tee = tee
         self._on_exit = on_exit
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0
+            command,
+            env={**os.environ, WORK_DIR: str(work_dir)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,
         )
         self._reader = threading.Thread(target=self._read, name="trainer-output", daemon=True)
         self._reader.start()

@@ -7,45 +7,41 @@ import threading
 import uuid
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any
 
-from training_image.core.contract import DEADLINE_MARGIN_SECONDS, Reason, RunKeys, utc_now
+from training_image.core.contract import DEADLINE_MARGIN_SECONDS, Reason, RunKeys
+from training_image.core.records import Claim, Control, now
 from training_image.core.store import Store
 from training_image.supervisor.decisions import Cause, Stop
 
 log = logging.getLogger(__name__)
 
 
-def deadline_stop(deadline: datetime, now: datetime) -> Stop | None:
+def deadline_stop(deadline: datetime, at: datetime) -> Stop | None:
     """The run's time is up, or nearly so."""
-    if now < deadline - timedelta(seconds=DEADLINE_MARGIN_SECONDS):
+    if at < deadline - timedelta(seconds=DEADLINE_MARGIN_SECONDS):
         return None
     return Stop(Cause.DEADLINE, f"the run's deadline is {deadline.isoformat()}", Reason.EXPIRED)
 
 
-def control_stop(control: dict[str, Any]) -> Stop | None:
-    """The controller asked for a checkpoint and the end of the run. ``control`` as in ``RunKeys.control``."""
-    request = control.get("stop")
-    if not request:
-        return None
-    reason = request.get("reason")
-    known = Reason(reason) if reason in set(Reason) else Reason.STOPPED
-    return Stop(Cause.CONTROL, request.get("detail") or "a stop was asked for", known)
+def control_stop(control: Control) -> Stop | None:
+    """The controller asked for a checkpoint and the end of the run."""
+    asked = control.stop
+    return None if asked is None else Stop(Cause.CONTROL, asked.detail, asked.reason)
 
 
 def claim(store: Store, keys: RunKeys, instance_id: str | None, max_attempts: int) -> tuple[int, bool]:
     """Take the lowest attempt number that is free, whoever else is trying: (number, whether it is ours). If all are
     taken, the number is the last one's."""
     for number in range(1, max_attempts + 1):
-        ours = {"instance_id": instance_id, "at": utc_now(), "token": uuid.uuid4().hex}
-        if store.create_json(keys.attempt(number) + "claim.json", ours):
+        ours = Claim(instance_id, now(), uuid.uuid4().hex)
+        if store.create_json(keys.claim(number), ours.to_json()):
             return number, True
     return max_attempts, False
 
 
 def newer_claim(store: Store, keys: RunKeys, attempt: int) -> Stop | None:
     """Another box has claimed the next attempt: this one is taken for dead. Claims are dense, one look is enough."""
-    if store.read(keys.attempt(attempt + 1) + "claim.json") is None:
+    if store.read(keys.claim(attempt + 1)) is None:
         return None
     return Stop(Cause.FENCED, f"attempt {attempt + 1} has taken over")
 

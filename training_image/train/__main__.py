@@ -12,11 +12,9 @@ import datasets
 import torch
 import transformers
 
-from training_image.config.run_settings import SettingsError
 from training_image.core.contract import TrainerExit, WorkDir
-from training_image.data.conversation import DataError
+from training_image.core.errors import UserError
 from training_image.train.evaluation import StopRequested
-from training_image.train.model import ModelError
 from training_image.train.sft import train
 
 _log = logging.getLogger(__name__)
@@ -32,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train(work)
     except StopRequested:
         return TrainerExit.STOPPED
-    except (DataError, ModelError, SettingsError) as error:
+    except UserError as error:
         return _fail(work, TrainerExit.BAD_INPUT, str(error))
     except Exception as error:
         if not is_out_of_memory(error):

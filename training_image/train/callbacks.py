@@ -11,12 +11,14 @@ import logging
 import shutil
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from training_image.core.contract import COMPLETE_MARKER, WorkDir, utc_now
+from training_image.core.contract import COMPLETE_MARKER, Phase, WorkDir
+from training_image.core.records import Status, now
 from training_image.storage.checkpoints import complete_checkpoints
 
 MAX_SECONDS_BETWEEN_SAVES = 300.0
@@ -61,18 +63,12 @@ class Progress:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._status: dict[str, Any] = {
-            "phase": None,
-            "step": 0,
-            "total_steps": None,
-            "loss": None,
-            "tokens_per_second": None,
-            "eta_seconds": None,
-        }
+        self._status = Status(step=0)
 
     def update(self, **values: Any) -> None:
-        self._status.update(values)
-        write_json(self._path, {**self._status, "at": utc_now()})
+        """Change the fields of ``Status`` that are given."""
+        self._status = replace(self._status, **values, at=now())
+        write_json(self._path, self._status.to_json())
 
 
 class RunCallback(TrainerCallback):
@@ -93,7 +89,7 @@ class RunCallback(TrainerCallback):
         self._saved = time.monotonic()
         self._tokens_seen = int(state.num_input_tokens_seen)
         self._take_up_record()
-        self._progress.update(phase="training", step=state.global_step, total_steps=state.max_steps)
+        self._progress.update(phase=Phase.TRAINING, step=state.global_step, total_steps=state.max_steps)
         if state.global_step >= state.max_steps:
             raise AlreadyTrainedError  # the trainer looks at max_steps after a step only: it would take one too many
 
@@ -134,7 +130,7 @@ class RunCallback(TrainerCallback):
             "loss": float(logs["loss"]),
             "learning_rate": logs["learning_rate"],
             "tokens_per_second": rate,
-            "at": utc_now(),
+            "at": now().isoformat(),
         }
         with self._steps_file.open("a") as file:
             file.write(json.dumps(line) + "\n")

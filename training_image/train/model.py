@@ -13,12 +13,13 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training_image.config.run_settings import ModelSettings, RunSettings
+from training_image.core.errors import UserError
 from training_image.storage.hub import MAIN, access_advice
 from training_image.storage.secrets import read_secret
 from training_image.train.masking import IGNORED
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """The base model cannot be loaded or adapted; the message says which setting to change."""
 
 

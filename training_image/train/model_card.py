@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from training_image.core.records import Run
+
 _CARD = """\
 ---
 base_model: {hub_id}
@@ -47,7 +49,7 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/adapter")
 
 
 def model_card(
-    run: dict[str, Any],
+    run: Run,
     settings: dict[str, Any],
     *,
     sha: str | None,
@@ -69,8 +71,8 @@ def model_card(
         load_from=base_model if on_hub else "path/to/base-model",
         base_model=base_model,
         at_commit=f" at commit `{sha}`" if sha else "",
-        run_name=run["run_name"],
-        run_id=run["run_id"],
+        run_name=run.run_name,
+        run_id=run.run_id,
         before=before,
         after=after,
         train_examples=train_examples,

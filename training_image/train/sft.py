@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers.trainer_callback import PrinterCallback
@@ -19,7 +19,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from training_image.config.run_settings import RunSettings
-from training_image.core.contract import WorkDir
+from training_image.core.contract import Phase, WorkDir
+from training_image.core.records import Run
 from training_image.data.conversation import Conversation
 from training_image.data.split import load
 from training_image.storage.checkpoints import file_sha256
@@ -55,18 +56,17 @@ def train(work: WorkDir) -> None:
         StopRequested: the supervisor asked for it; if a step was trained, its checkpoint is on disk.
         DataError, ModelError, SettingsError: what was given cannot be trained.
     """
-    run = json.loads(work.run.read_text())
-    settings = RunSettings.load(run["settings"])
+    run = Run.parse(work.run.read_bytes())
+    settings = RunSettings.load(run.settings)
     if settings.training.full_determinism:
         enable_full_determinism(settings.training.seed)  # before the GPU is first used: cuBLAS looks only once
     progress = Progress(work.status)
-    progress.update(phase="loading")
+    progress.update(phase=Phase.LOADING)
     data = load(work.data, settings.data)
     _log.info("Data: %d training and %d held-out examples.", len(data.train), len(data.held_out))
     base = source(settings.model, work.model)
-    # Runs of an earlier version name no secret.
     sha = commit(settings.model, work.base_model)
-    model, tokenizer = load_base(base, settings, sha=sha, token_secret=run.get("secrets", {}).get("hugging_face"))
+    model, tokenizer = load_base(base, settings, sha=sha, token_secret=run.secrets.get("hugging_face"))
     dataset = to_dataset(tokenizer, data.train, settings.training.max_length)
     model = add_lora(model, settings, work.initial_adapter if settings.model.adapter else None)
     before = _evaluate("before", work, progress, model, tokenizer, data.held_out, settings)
@@ -87,7 +87,7 @@ def train(work: WorkDir) -> None:
     _stop_if_asked(work)
 
     after = _evaluate("after", work, progress, model, tokenizer, data.held_out, settings)
-    progress.update(phase="saving")
+    progress.update(phase=Phase.SAVING)
     save_adapter(model, tokenizer, work.adapter, settings.model.base_model)
     state = trainer.state
     card = model_card(
@@ -151,7 +151,7 @@ def sft_config(settings: RunSettings, output_dir: Path, dtype: torch.dtype) -> S
 
 
 def _evaluate(
-    when: str,
+    when: Literal["before", "after"],
     work: WorkDir,
     progress: Progress,
     model: Any,
@@ -164,7 +164,7 @@ def _evaluate(
     if path.exists():
         known: dict[str, Any] = json.loads(path.read_text())
         return known
-    progress.update(phase=f"evaluating_{when}")
+    progress.update(phase=Phase.EVALUATING_BEFORE if when == "before" else Phase.EVALUATING_AFTER)
     result = evaluate(model, tokenizer, held_out, settings, work.stop.exists).as_json()
     write_json(path, result)
     _log.info("Held-out %s: loss %.4f, exact match %.1f %%", when, result["loss"], 100 * result["exact_match"])
