@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from lab import cli
 from lab.demo import demo, environment
+from local_cloud import cli as local_cloud
 
 RUNNER = CliRunner()
 
@@ -23,7 +24,8 @@ def clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     node.write_text("#!/bin/sh\necho v20.1.0\n")
     node.chmod(0o755)
     monkeypatch.setenv("PATH", str(node.parent), prepend=":")
-    monkeypatch.setattr(cli, "ROOT", root)
+    for module in (cli, local_cloud):
+        monkeypatch.setattr(module, "ROOT", root)
     monkeypatch.setattr(demo, "run", lambda *_: pytest.fail("the demo was started"))
     return root
 
