@@ -43,7 +43,7 @@ class Container:
             The exit code, 128 + signal if one ended it.
 
         Raises:
-            EngineError: the name is in use, or the program does not exist.
+            EngineError: the name is in use, nothing is to be run, or the program does not exist.
         """
         try:
             self._rootfs.mkdir(parents=True)
@@ -55,6 +55,8 @@ class Container:
             with tarfile.open(fileobj=io.BytesIO(layer), mode="r:gz") as archive:
                 archive.extractall(self._rootfs, filter="data")
             words = [entrypoint, *command] if entrypoint else [*config["Entrypoint"], *command]
+            if not words:
+                raise EngineError("docker: Error response from daemon: no command specified.", 125)
             own = dict(item.split("=", 1) for item in config["Env"])
             return self._foreground(words, self._inside(config["WorkingDir"]), {**own, **environment})
         finally:

@@ -49,7 +49,7 @@ def build(context: Path) -> tuple[bytes, bytes]:
     stages = [number for number, (name, _) in enumerate(lines) if name == "FROM"]
     if not stages:
         raise EngineError("dockerfile parse error: no build stage in current context")
-    config: dict[str, Any] = {"WorkingDir": "/", "User": ""}
+    config: dict[str, Any] = {"WorkingDir": "/", "User": "", "Entrypoint": []}
     variables, labels, files = dict[str, str](), dict[str, str](), dict[str, Path]()
     for name, argument in lines[stages[-1] + 1 :]:
         if name in SKIPPED or (name == "COPY" and argument.startswith("--from=")):

@@ -20,6 +20,8 @@ from local_cloud.images import EngineError
 
 TRAINING_IMAGE = Path(__file__).parents[2] / "training_image"
 
+RUN = ["run", "--rm", "--name", "x"]
+
 
 @pytest.mark.parametrize(
     ("path", "lines", "expected"),
@@ -148,6 +150,25 @@ def test_the_copy_runs_not_the_checkout(tmp_path: Path) -> None:
     assert not (state / "docker/containers/one").exists()
 
 
+def test_an_image_without_an_entry_point_needs_a_command_that_exists(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nENV X=1\n")
+    state = tmp_path / "state"
+    assert docker(state, "build", "--tag", "it", str(tmp_path)).returncode == 0
+    nothing = docker(state, *RUN, "it")
+    assert (nothing.returncode, "no command specified" in nothing.stderr) == (125, True)
+    assert docker(state, *RUN, "it", "no-such-program").returncode == 127
+    assert docker(state, *RUN, "it", "sh", "-c", "exit $((X + 1))").returncode == 2
+
+
+def test_a_name_in_use_is_refused_and_its_container_unharmed(tmp_path: Path) -> None:
+    state = built(tmp_path, "")
+    taken = state / "docker/containers/x/rootfs"
+    taken.mkdir(parents=True)
+    result = docker(state, *RUN, "it")
+    assert (result.returncode, "already in use" in result.stderr) == (125, True)
+    assert taken.exists()
+
+
 def test_stop_gives_the_time_it_was_told_and_then_kills(tmp_path: Path) -> None:
     program = (
         "import signal, time; signal.signal(15, lambda *_: print('ignored', flush=True)); print('up', flush=True)\n"
@@ -171,12 +192,12 @@ def test_stop_gives_the_time_it_was_told_and_then_kills(tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (
-            ["run", "--rm", "--name", "x", "--gpus", "all", "it"],
+            [*RUN, "--gpus", "all", "it"],
             125,
             'could not select device driver "" with capabilities: [[gpu]]',
         ),
-        (["run", "--rm", "--name", "x", "--privileged", "it"], 125, "--privileged"),
-        (["run", "--rm", "--name", "x", "-v", "/a:/b", "it"], 125, "onto itself"),
+        ([*RUN, "--privileged", "it"], 125, "--privileged"),
+        ([*RUN, "-v", "/a:/b", "it"], 125, "onto itself"),
         (["stop", "absent"], 1, "No such container: absent"),
         (["push", "000000000000.dkr.ecr.us-east-1.amazonaws.com/x:1"], 1, "No such image"),
         (["pull", "000000000000.dkr.ecr.us-east-1.amazonaws.com/x:1"], 1, "no basic auth credentials"),
