@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -15,18 +17,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from lab import faults_cli
-from local_cloud.cloud import LocalCloud, LocalCloudError
+from lab.chaos.plan import Kind
+from local_cloud import cli as local_cloud
+from local_cloud.cloud import LocalCloudError
 
 if TYPE_CHECKING:
     from lab.operator.deployed import Outputs
 
 ROOT = Path(__file__).resolve().parents[1]
-_EXPORTED = ("AWS_", "CDK_", "LAB_")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-local = typer.Typer(no_args_is_help=True, help="The embedded cloud: the whole product on this machine, no AWS account.")
-app.add_typer(local, name="local")
+app.add_typer(local_cloud.app, name="local")
 
 
 def main() -> None:
@@ -43,15 +44,6 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 def _fail(message: str, code: int) -> typer.Exit:
     print(message, file=sys.stderr)
     return typer.Exit(code)
-
-
-def _marker() -> Path:
-    """Exists while `lab local up` has a cloud running: what tells it from one that a killed demo left."""
-    return ROOT / ".lab" / "up"
-
-
-def _running() -> LocalCloud | None:
-    return LocalCloud.attach(ROOT) if _marker().exists() else None
 
 
 Context = Annotated[list[str] | None, typer.Option("-c", help="key=value, as for cdk: -c run=mine")]
@@ -147,7 +139,7 @@ def _pairs(words: list[str]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
-@local.command()
+@local_cloud.app.command()
 def demo(
     data: Annotated[Path | None, typer.Option(help="Your own JSONL file, or a folder with such files.")] = None,
     model: Annotated[Path | None, typer.Option(help="Your own base model: a Transformers model folder.")] = None,
@@ -169,59 +161,54 @@ def demo(
         fault.from_shell(os.environ)
     except environment.InputError as error:
         raise _fail(str(error), 2) from None
-    if _running():
+    if local_cloud.running():
         raise _fail("`lab local up` has a local cloud running. End it first: lab local down", 2)
     raise typer.Exit(life_cycle.run(life_cycle.Options(ROOT, data, model, engine), Console(highlight=False)))
 
 
-for command in (faults_cli.interrupt, faults_cli.kill, faults_cli.outage, faults_cli.no_capacity, faults_cli.chaos):
-    local.command(command.__name__.replace("_", "-"))(command)
+@local_cloud.app.command()
+def chaos(
+    runs: Annotated[int, typer.Option(min=1, help="Disturbed runs, beside one that is left alone.")] = 5,
+    seed: Annotated[int, typer.Option(help="The same seed plans the same faults.")] = 1,
+    report: Annotated[Path | None, typer.Option("--json", help="Write what happened here.")] = None,
+    base_model: Annotated[Path | None, typer.Option(help="A Transformers model folder.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A JSONL file.")] = None,
+    only: Annotated[list[Kind] | None, typer.Option(help="Only this kind of fault; may be repeated.")] = None,
+) -> None:
+    """Disturb runs at random, and compare each one's adapter with that of a run that nobody disturbed."""
+    from lab.chaos import chaos as series
+    from lab.chaos import sample
+    from lab.operator.cdk import CdkError
 
-
-@local.command()
-def up() -> None:
-    """Start the embedded cloud in the background, bootstrapped for `cdk`."""
-    if not _running():
-        cloud = LocalCloud(ROOT)
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
+        folder = Path(name)
+        if base_model is None:
+            base_model = folder / "model"
+            sample.save_model(base_model)
+        variables = {key: value for key, value in os.environ.items() if key.startswith("LLM_")}
+        options = series.Options(
+            ROOT,
+            folder,
+            runs,
+            seed,
+            base_model,
+            data or sample.write_data(folder / "train.jsonl"),
+            variables,
+            only or tuple(Kind),
+        )
         try:
-            cloud.start()
-            _bootstrap(cloud)
-        except LocalCloudError as error:
+            found = series.chaos(options, lambda text: print(text, flush=True))
+        except (CdkError, LocalCloudError, ValueError) as error:
             raise _fail(str(error), 1) from None
-        except KeyboardInterrupt:
-            raise _fail("Stopped; nothing is left running.", 130) from None
-        _marker().touch()
-    print('The local cloud is up. Point this shell at it:  eval "$(lab local env)"')
-    print("Then use cdk and aws as on AWS, e.g.:  cdk deploy DataStack    End it:  lab local down")
-
-
-def _bootstrap(cloud: LocalCloud) -> None:
-    try:
-        cloud.bootstrap()
-    except BaseException:
-        cloud.stop()
-        raise
-
-
-@local.command()
-def env() -> None:
-    """Print the shell commands that point `cdk` and `aws` at the running local cloud."""
-    cloud = _running()
-    if cloud is None:
-        raise _fail("No local cloud is up. Start one: lab local up", 1)
-    print("unset AWS_PROFILE AWS_DEFAULT_PROFILE AWS_SESSION_TOKEN")
-    for name, value in sorted(cloud.environ().items()):
-        if name.startswith(_EXPORTED):
-            print(f"export {name}={shlex.quote(value)}")
-
-
-@local.command()
-def down() -> None:
-    """End the embedded cloud and everything that runs in it."""
-    cloud = LocalCloud.attach(ROOT)
-    _marker().unlink(missing_ok=True)
-    if cloud is None:
-        print("No local cloud is up.")
-        return
-    cloud.stop()
-    print("The local cloud is down; nothing of it runs.")
+    if report is not None:
+        report.write_text(json.dumps(found, indent=1) + "\n")
+    faults = found["faults"]
+    print(
+        f"{faults['struck']} of {faults['planned']} planned faults struck, "
+        f"{faults['struck_between_checkpoints']} between the first and the last checkpoint."
+    )
+    for kind, why in found["skipped"].items():
+        print(f"skipped: {kind}: {why}")
+    for problem in found["problems"]:
+        print(problem, file=sys.stderr)
+    raise typer.Exit(1 if found["problems"] else 0)

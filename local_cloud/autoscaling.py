@@ -9,22 +9,22 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from local_cloud import events, zones
+from ministack.services import autoscaling, ec2, ssm
+from ministack.services.cloudformation import provisioners
+
+from local_cloud import events
 from local_cloud import scaling_rules as rules
-from local_cloud.hooks import Module
 from local_cloud.runner import Runner
-from local_cloud.scope import Scope
 
 TICK_SECONDS = 0.2
 DRAIN_SECONDS = 300.0
 """CloudFormation's deletion waits so long for a group's boxes, then pulls the plug."""
 RETRY_SECONDS = 5.0
 """After a failed launch; AWS waits longer and longer."""
-TERMINATING = "autoscaling:EC2_INSTANCE_TERMINATING"
+DIFFERENCE = "in response to a difference between desired and actual capacity."
 logger = logging.getLogger("lab.autoscaling")
 
 
@@ -33,28 +33,20 @@ def now_text() -> str:
 
 
 class Engine:
-    """All groups of all accounts and regions. Handlers call it with the lock held."""
+    """All groups. Handlers call it with the lock held."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.lock = threading.RLock()
         self.activities: dict[str, list[dict[str, str]]] = {}
-        self._stop = threading.Event()
-        self._asg, self._ec2 = Module("ministack.services.autoscaling"), Module("ministack.services.ec2")
-        self.groups, self.hooks, self.scheduled = (
-            self._asg.get(name) for name in ("_asgs", "_hooks", "_scheduled_actions")
-        )
-        self.instances, self._tags = self._ec2.get("_instances"), self._ec2.get("_tags")
-        self._launch_internal = self._ec2.get("_launch_instances_internal")
-        self._template, self._slot = self._ec2.get("_resolve_launch_template_data"), self._ec2.get("_slot_from_lt_data")
-        self._subnets, self._volumes = self._ec2.get("_subnets"), self._ec2.get("_volumes")
-        self._select_parameter = Module("ministack.services.ssm").get("_select_parameter")
-        self._retry_at: dict[str, float] = {}
+        self.groups, self.hooks, self.scheduled = autoscaling._asgs, autoscaling._hooks, autoscaling._scheduled_actions
         self.capacity = True
         """False: no launch succeeds, as when EC2 has no instance of the type left."""
+        self._retry_at: dict[str, float] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True, name="autoscaling")
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._loop, daemon=True, name="autoscaling")
         self._thread.start()
 
     def stop(self) -> None:
@@ -65,8 +57,7 @@ class Engine:
         while not self._stop.wait(TICK_SECONDS):
             self.runner.poll()
             with self.lock:
-                for (account, region, _), group in list(self.groups.all_items()):
-                    Scope(account, region).enter()
+                for group in list(self.groups.values()):
                     try:
                         self._run_schedule(group)
                         self.reconcile(group)
@@ -100,11 +91,8 @@ class Engine:
 
     def find(self, instance_id: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Group and member of an instance."""
-        for group in self.groups.values():
-            for member in group["Instances"]:
-                if member["InstanceId"] == instance_id:
-                    return group, member
-        return None
+        members = ((group, member) for group in self.groups.values() for member in group["Instances"])
+        return next((found for found in members if found[1]["InstanceId"] == instance_id), None)
 
     # --- capacity -------------------------------------------------------------------------------------------------
     def reconcile(self, group: dict[str, Any]) -> None:
@@ -114,7 +102,7 @@ class Engine:
                 self._follow(group, member)
             serving = [m for m in group["Instances"] if not m["LifecycleState"].startswith("Terminating")]
             for member in serving[group["DesiredCapacity"] :]:
-                why = f"{group.get('_cause', '')}At {now_text()} {_SHRUNK}"
+                why = f"{group.get('_cause', '')}At {now_text()} an instance was taken out of service {DIFFERENCE}"
                 self.terminate(group, member, why)
             for _ in range(group["DesiredCapacity"] - len(group["Instances"])):
                 if "Launch" not in group.get("SuspendedProcesses", []):
@@ -122,11 +110,11 @@ class Engine:
 
     def _follow(self, group: dict[str, Any], member: dict[str, Any]) -> None:
         """Move one member along: dead ones out, waiting ones on."""
-        name, instance = group["AutoScalingGroupName"], self.instances.get(member["InstanceId"])
+        name, instance = group["AutoScalingGroupName"], ec2._instances.get(member["InstanceId"])
         state = instance["State"]["Name"] if instance else "terminated"
         if state == "terminated":
             group["Instances"].remove(member)
-            events.scaling(Scope.current(), group, "Terminate Successful", member["InstanceId"])
+            events.of_group(group, "Terminate Successful", member["InstanceId"])
             if not member["LifecycleState"].startswith("Terminating"):
                 cause = f"At {now_text()} an instance was taken out of service in response to an EC2 health check."
                 self.record(name, f"Terminating EC2 instance: {member['InstanceId']}", cause)
@@ -136,19 +124,17 @@ class Engine:
             self.proceed(member)
 
     def _launch(self, group: dict[str, Any]) -> None:
-        name = group["AutoScalingGroupName"]
+        name, cause = group["AutoScalingGroupName"], f"An instance was started {DIFFERENCE}"
         if time.monotonic() < self._retry_at.get(name, 0.0):
             return
         try:
-            if not self.capacity:
-                raise rules.ValidationError(rules.NO_CAPACITY)
             instance = self._new_instance(group)
         except rules.ValidationError as error:
             self._retry_at[name] = time.monotonic() + RETRY_SECONDS
-            self.record(name, f"Launching a new EC2 instance.  Status Reason: {error}", _LAUNCH_CAUSE, "Failed")
-            events.scaling(Scope.current(), group, "Launch Unsuccessful")
+            self.record(name, f"Launching a new EC2 instance.  Status Reason: {error}", cause, "Failed")
+            events.of_group(group, "Launch Unsuccessful")
             return
-        self.runner.launch(instance, Scope.current())
+        self.runner.launch(instance)
         group["Instances"].append(
             {
                 "InstanceId": instance["InstanceId"],
@@ -156,53 +142,57 @@ class Engine:
                 "HealthStatus": "Healthy",
                 "AvailabilityZone": instance["Placement"]["AvailabilityZone"],
                 "ProtectedFromScaleIn": False,
-                "LaunchTemplate": group["LaunchTemplate"],
-                "LaunchConfigurationName": "",
+                "LaunchTemplate": self._template_of(group),
             }
         )
-        self.record(name, f"Launching a new EC2 instance: {instance['InstanceId']}", _LAUNCH_CAUSE)
-        events.scaling(Scope.current(), group, "Launch Successful", instance["InstanceId"])
+        self.record(name, f"Launching a new EC2 instance: {instance['InstanceId']}", cause)
+        events.of_group(group, "Launch Successful", instance["InstanceId"])
+
+    @staticmethod
+    def _template_of(group: dict[str, Any]) -> dict[str, str]:
+        policy = group.get("MixedInstancesPolicy")
+        given = policy["LaunchTemplate"]["LaunchTemplateSpecification"] if policy else group["LaunchTemplate"]
+        return {key: value for key, value in provisioners._asg_launch_template(given).items() if value}
 
     def _new_instance(self, group: dict[str, Any]) -> dict[str, Any]:
-        template, _, error = self._template({k: v for k, v in group["LaunchTemplate"].items() if v})
+        if not self.capacity:
+            raise rules.ValidationError(rules.NO_CAPACITY)
+        template, _, error = ec2._resolve_launch_template_data(self._template_of(group))
         if error:
             raise rules.ValidationError("You must use a valid fully-formed launch template. It does not exist.")
-        slot, policy = self._slot({}, template), group.get("MixedInstancesPolicy")
-        subnet = zones.subnet_of(group, dict(self._subnets.items())) or slot["subnet_id"]
-        instance: dict[str, Any] = self._launch_internal(
-            self._image(slot["image_id"]), rules.instance_types(policy, template)[0], subnet, 1, slot["key_name"],
+        slot, policy = ec2._slot_from_lt_data({}, template), group.get("MixedInstancesPolicy")
+        subnet = rules.subnet_of(group, dict(ec2._subnets.items())) or slot["subnet_id"]
+        instance: dict[str, Any] = ec2._launch_instances_internal(
+            self._image(slot["image_id"]), rules.instance_type(policy, template), subnet, 1, slot["key_name"],
             slot["user_data"], slot["sg_ids"], None, slot["iam_profile"],
         )[0]  # fmt: skip
         instance["State"] = {"Code": 0, "Name": "pending"}
         instance["InstanceLifecycle"] = "spot" if rules.is_spot(policy, template) else None
-        zone = (self._subnets.get(subnet) or {}).get("AvailabilityZone")
-        if zone:
+        if zone := (ec2._subnets.get(subnet) or {}).get("AvailabilityZone"):
             instance["Placement"]["AvailabilityZone"] = zone
         propagated = [{"Key": t["Key"], "Value": t["Value"]} for t in group["Tags"] if t.get("PropagateAtLaunch")]
         own = {"Key": "aws:autoscaling:groupName", "Value": group["AutoScalingGroupName"]}
         merged = {tag["Key"]: tag for tag in [*slot["instance_tags"], *propagated, own]}
-        self._tags[instance["InstanceId"]] = list(merged.values())
+        ec2._tags[instance["InstanceId"]] = list(merged.values())
         return instance
 
-    def _image(self, image: str) -> str:
-        if not image.startswith("resolve:ssm:"):
+    @staticmethod
+    def _image(image: str) -> str:
+        name = image.removeprefix("resolve:ssm:")
+        if name == image:
             return image
-        parameter, error = self._select_parameter(image.removeprefix("resolve:ssm:"))
+        parameter, error = ssm._select_parameter(name)
         if error:
-            raise rules.ValidationError(f"Invalid SSM parameter: {image.removeprefix('resolve:ssm:')}")
+            raise rules.ValidationError(f"Invalid SSM parameter: {name}")
         return str(parameter["Value"])
 
     # --- the end of a box -----------------------------------------------------------------------------------------
-    def _terminating_hooks(self, group: str) -> Iterator[dict[str, Any]]:
-        for hook in list(self.hooks.values()):
-            if hook["AutoScalingGroupName"] == group and hook["LifecycleTransition"] == TERMINATING:
-                yield hook
-
     def terminate(self, group: dict[str, Any], member: dict[str, Any], cause: str) -> dict[str, str]:
         """Begin the end of a member: its hook's wait first, if it has one."""
         name = group["AutoScalingGroupName"]
         activity = self.record(name, f"Terminating EC2 instance: {member['InstanceId']}", cause, "InProgress")
-        hook = next(self._terminating_hooks(name), None)
+        ours = (hook for hook in self.hooks.values() if hook["AutoScalingGroupName"] == name)
+        hook = next((h for h in ours if h["LifecycleTransition"] == "autoscaling:EC2_INSTANCE_TERMINATING"), None)
         self.runner.set_fact(member["InstanceId"], "meta-data/autoscaling/target-lifecycle-state", "Terminated")
         if hook is None:
             self.proceed(member)
@@ -226,12 +216,18 @@ class Engine:
             self.runner.kill(member["InstanceId"])
 
     # --- schedule -------------------------------------------------------------------------------------------------
+    def actions_of(self, name: str) -> list[tuple[str, dict[str, Any]]]:
+        """Key and record of each scheduled action of a group."""
+        return [(key, each) for key, each in self.scheduled.items() if each["AutoScalingGroupName"] == name]
+
+    def forget_schedule(self, name: str) -> None:
+        for key, _ in self.actions_of(name):
+            self.scheduled.pop(key, None)
+
     def _run_schedule(self, group: dict[str, Any]) -> None:
-        if "ScheduledActions" in group.get("SuspendedProcesses", []):
-            return
-        name, now = group["AutoScalingGroupName"], datetime.now(UTC)
-        for key, action in list(self.scheduled.items()):
-            if action["AutoScalingGroupName"] != name or datetime.fromisoformat(action["StartTime"]) > now:
+        name = group["AutoScalingGroupName"]
+        for key, action in self.actions_of(name):
+            if datetime.fromisoformat(action["StartTime"]) > datetime.now(UTC):
                 continue
             self.scheduled.pop(key, None)
             given = [None if action[k] < 0 else action[k] for k in ("MinSize", "MaxSize", "DesiredCapacity")]
@@ -243,7 +239,3 @@ class Engine:
                 continue
             self.record(name, f"Setting min {sizes.minimum}, max {sizes.maximum}, desired {sizes.desired}", cause)
             self.resize(group, sizes, by="scheduled action")
-
-
-_LAUNCH_CAUSE = "An instance was started in response to a difference between desired and actual capacity."
-_SHRUNK = "an instance was taken out of service in response to a difference between desired and actual capacity."

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -31,6 +32,8 @@ from local_cloud.docker import STATE_VARIABLE
 ACCOUNT, REGION = "000000000000", "us-east-1"
 SHIMS = Path(__file__).parent / "shims"
 SERVER_MARKER = "LAB_LOCAL_SERVER"
+EMULATOR_VERSION = "1.5.33"
+"""Of ministack, whose private parts the server replaces: no other version is started."""
 START_SECONDS = 60
 STOP_SECONDS = 20
 
@@ -61,8 +64,11 @@ class LocalCloud:
         """Clean up what a killed one left, start the server, and wait until it answers.
 
         Raises:
-            LocalCloudError: another one of this clone is alive, or the server does not come up.
+            LocalCloudError: another one of this clone is alive, the emulator is not the one that is needed, or it does
+                not come up.
         """
+        if (found := _emulator_version()) != EMULATOR_VERSION:
+            raise LocalCloudError(f"ministack {EMULATOR_VERSION} is needed, not {found}: run `make setup`.")
         self.state.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         try:
@@ -176,8 +182,7 @@ class LocalCloud:
                 text = log_path.read_text(errors="replace")
                 if "already in use" in text or "Errno 98" in text:
                     return False
-                reason = next((line for line in text.splitlines() if line.startswith("INCOMPATIBLE: ")), "")
-                raise LocalCloudError(reason.removeprefix("INCOMPATIBLE: ") or f"The emulator ended; see {log_path}.")
+                raise LocalCloudError(f"The emulator ended; see {log_path}.")
             if self._answers():
                 live = {"pid": self._child.pid, "port": port}
                 (self.state / "server.json").write_text(json.dumps(live))
@@ -258,6 +263,13 @@ class LocalCloud:
     def boxes(self) -> list[Path]:
         """The directories of all boxes of this start, ended ones too; a directory's name is the instance id."""
         return sorted((self.state / "boxes").glob("i-*"))
+
+
+def _emulator_version() -> str:
+    try:
+        return metadata.version("ministack")
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 def _free_port() -> int:

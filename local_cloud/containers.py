@@ -13,85 +13,62 @@ import subprocess
 import sys
 import tarfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from local_cloud import clock, processes
-from local_cloud.images import EngineError, ImageConfig, inside
+from local_cloud.images import EngineError
 
-DEFAULT_STOP_SECONDS = 10
-KILLED = 137
+MARKER = "HOSTNAME"
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_EC2_METADATA_SERVICE_ENDPOINT", "DESTDIR", *clock.VARIABLES)
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """What ``docker run`` was told, beyond the image and its arguments."""
+class Container:
+    """The container ``name`` of the engine at ``root``, running or not."""
 
-    name: str
-    env: dict[str, str]
-    remove: bool
-    stop_seconds: int
-    volumes: tuple[str, ...]
-    entrypoint: str | None = None
-    """In place of the image's, whose default arguments go with it."""
+    def __init__(self, root: Path, name: str) -> None:
+        self.name, self.directory = name, root / "containers" / name
+        self._rootfs, self._meta = self.directory / "rootfs", self.directory / "container.json"
 
+    def run(self, image: tuple[bytes, bytes], environment: dict[str, str], command: list[str], entrypoint: str) -> int:
+        """Run in the foreground, passing SIGTERM and SIGINT on; it is removed afterwards, as with ``--rm``.
 
-class Containers:
-    """The containers of one engine, by name, kept under ``root``."""
+        Args:
+            image: its config and layer.
+            command: the arguments after the entry point.
+            entrypoint: in place of the image's, unless empty.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root / "containers"
+        Returns:
+            The exit code, 128 + signal if one ended it.
 
-    def names(self) -> list[str]:
-        return sorted(path.parent.name for path in self.root.glob("*/container.json"))
-
-    def meta(self, name: str) -> dict[str, object]:
+        Raises:
+            EngineError: the name is in use, nothing is to be run, or the program does not exist.
+        """
         try:
-            found: dict[str, object] = json.loads((self.root / name / "container.json").read_text())
-        except FileNotFoundError:
-            raise EngineError(f"Error response from daemon: No such container: {name}") from None
-        return found
-
-    def main_process(self, name: str) -> psutil.Process | None:
-        meta = self.meta(name)
-        with contextlib.suppress(psutil.Error, KeyError, TypeError, ValueError):
-            process = psutil.Process(int(str(meta["pid"])))
-            if processes.alive(process) and process.environ().get("HOSTNAME") == meta["id"]:
-                return process
-        return None
-
-    def run(self, options: RunOptions, image: str, config: bytes, layer: bytes, arguments: list[str]) -> int:
-        """Run in the foreground, passing SIGTERM and SIGINT on; the exit code, 128 + signal if one ended it."""
-        directory = self.root / options.name
-        if (directory / "container.json").exists():
-            raise EngineError(
-                f'docker: Error response from daemon: Conflict. The name "/{options.name}" is already in use.',
-                125,
-            )
-        rootfs = directory / "rootfs"
-        rootfs.mkdir(parents=True)
-        with tarfile.open(fileobj=io.BytesIO(layer), mode="r:gz") as archive:
-            archive.extractall(rootfs, filter="data")
-        for volume in options.volumes:
-            Path(volume).mkdir(parents=True, exist_ok=True)
+            self._rootfs.mkdir(parents=True)
+        except FileExistsError:
+            conflict = f'Conflict. The name "/{self.name}" is already in use.'
+            raise EngineError(f"docker: Error response from daemon: {conflict}", 125) from None
         try:
-            return self._foreground(options, directory, image, ImageConfig.from_json(config), arguments)
+            config, layer = json.loads(image[0])["config"], image[1]
+            with tarfile.open(fileobj=io.BytesIO(layer), mode="r:gz") as archive:
+                archive.extractall(self._rootfs, filter="data")
+            words = [entrypoint, *command] if entrypoint else [*config["Entrypoint"], *command]
+            if not words:
+                raise EngineError("docker: Error response from daemon: no command specified.", 125)
+            own = dict(item.split("=", 1) for item in config["Env"])
+            return self._foreground(words, self._inside(config["WorkingDir"]), {**own, **environment})
         finally:
-            if options.remove:
-                shutil.rmtree(directory, ignore_errors=True)
+            shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _foreground(
-        self, options: RunOptions, directory: Path, image: str, config: ImageConfig, arguments: list[str]
-    ) -> int:
+    def _foreground(self, words: list[str], workdir: Path, given: dict[str, str]) -> int:
         container_id = secrets.token_hex(6)
-        default = [*config.entrypoint, *(arguments or config.cmd)]
-        command = [options.entrypoint, *arguments] if options.entrypoint else default
-        rootfs = directory / "rootfs"
-        workdir = inside(rootfs, config.working_dir)
-        environment = container_environment(config, options.env, rootfs, container_id)
+        environment = self._environment(given, workdir, container_id)
+        program = shutil.which(words[0], path=environment["PATH"])
+        if program is None:
+            detail = f'exec: "{words[0]}": executable file not found in $PATH'
+            raise EngineError(f"docker: Error response from daemon: {detail}", 127)
         stopped: list[int] = []
         child: subprocess.Popen[bytes] | None = None
 
@@ -102,60 +79,52 @@ class Containers:
 
         for proxied in (signal.SIGTERM, signal.SIGINT):
             signal.signal(proxied, pass_on)
-        program = shutil.which(command[0], path=environment["PATH"]) if command else None
-        if program is None:
-            detail = f'exec: "{command[0]}": executable file not found in $PATH' if command else "no command specified"
-            raise EngineError(f"docker: Error response from daemon: {detail}", 127)
         child = subprocess.Popen(
-            command, executable=program, cwd=workdir, env=environment, start_new_session=True, stdin=subprocess.DEVNULL
+            words, executable=program, cwd=workdir, env=environment, start_new_session=True, stdin=subprocess.DEVNULL
         )
-        meta = {"id": container_id, "pid": child.pid, "image": image, "stop_seconds": options.stop_seconds}
-        (directory / "container.json").write_text(json.dumps(meta))
+        self._meta.write_text(json.dumps({"id": container_id, "pid": child.pid}))
         for number in stopped:  # arrived before there was a process to pass it to
             child.send_signal(number)
         code = child.wait()
-        processes.kill_marked("HOSTNAME", container_id)  # PID 1 is gone: the rest goes with it
+        processes.kill_marked(MARKER, container_id)  # PID 1 is gone: the rest goes with it
         return code if code >= 0 else 128 - code
 
-    def stop(self, name: str, seconds: int | None) -> None:
-        """SIGTERM to the container's first process, SIGKILL after ``seconds``; returns when it is gone."""
-        meta = self.meta(name)
-        process = self.main_process(name)
-        if process is None:
-            return
-        bound = seconds if seconds is not None else int(str(meta["stop_seconds"]))
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-        deadline = time.monotonic() + bound
-        while processes.alive(process) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if processes.alive(process):
-            processes.kill_marked("HOSTNAME", str(meta["id"]))
+    def _environment(self, given: dict[str, str], workdir: Path, container_id: str) -> dict[str, str]:
+        """The whole environment of the first process.
 
-    def remove(self, name: str, force: bool) -> None:
-        if self.main_process(name) is not None:
-            if not force:
-                raise EngineError(f"Error response from daemon: cannot remove container {name!r}: container is running")
-            processes.kill_marked("HOSTNAME", str(self.meta(name)["id"]))
-        shutil.rmtree(self.root / name)
+        PYTHONPATH makes the code as copied at build win over the checkout that the virtual environment points to. HOME
+        lies in the container, so that no credentials file of the machine is read: credentials come from the box's IMDS.
+        """
+        return {
+            **given,
+            **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
+            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+            "PYTHONPATH": str(workdir),
+            "HOME": str(self._inside("/root")),
+            MARKER: container_id,
+        }
 
+    def _inside(self, path: str) -> Path:
+        """A directory of the container, made if the image has no file in it."""
+        directory = self._rootfs / path.lstrip("/")
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
 
-def container_environment(
-    config: ImageConfig, given: dict[str, str], rootfs: Path, container_id: str
-) -> dict[str, str]:
-    """The whole environment of a container's first process.
+    def stop(self, seconds: int) -> None:
+        """SIGTERM to the first process, SIGKILL to all after ``seconds``; returns when they are gone.
 
-    PYTHONPATH makes the code as copied at build win over the checkout that the virtual environment points to. HOME lies
-    in the container, so that no credentials file of the machine is read: credentials come from the box's IMDS alone.
-    """
-    home = inside(rootfs, "/root")
-    home.mkdir(parents=True, exist_ok=True)
-    return {
-        **config.env,
-        **given,
-        **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
-        "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
-        "PYTHONPATH": str(inside(rootfs, config.working_dir)),
-        "HOME": str(home),
-        "HOSTNAME": container_id,
-    }
+        Raises:
+            EngineError: there is no such container.
+        """
+        try:
+            meta = json.loads(self._meta.read_text())
+        except FileNotFoundError:
+            raise EngineError(f"Error response from daemon: No such container: {self.name}") from None
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(meta["pid"])
+            if process.environ().get(MARKER) == meta["id"]:
+                process.terminate()
+                deadline = time.monotonic() + seconds
+                while processes.alive(process) and time.monotonic() < deadline:
+                    time.sleep(0.05)
+        processes.kill_marked(MARKER, meta["id"])

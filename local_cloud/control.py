@@ -7,29 +7,28 @@ import sys
 from multiprocessing.connection import Client
 from pathlib import Path
 
-USAGE = {
-    "daemon-reload": (0, 0),
-    "enable": (1, 99),
-    "start": (1, 99),
-    "stop": (1, 99),
-    "is-active": (1, 99),
-    "poweroff": (0, 0),
+FLAGS = {
+    "daemon-reload": set[str](),
+    "enable": {"--now"},
+    "start": set[str](),
+    "stop": set[str](),
+    "is-active": {"--quiet"},
+    "poweroff": set[str](),
 }
-FLAGS = {"enable": {"--now"}, "is-active": {"--quiet", "-q"}, "start": {"--no-block"}, "stop": {"--no-block"}}
+"""Verbs and their options."""
+WITHOUT_UNITS = {"daemon-reload", "poweroff"}
 
 
 def parse_systemctl(arguments: list[str]) -> tuple[str, set[str], list[str]] | str:
     """Verb, flags and units, or the sentence that refuses them."""
     flags = {a for a in arguments if a.startswith("-")}
-    words = [a for a in arguments if not a.startswith("-")]
-    if not words or words[0] not in USAGE:
-        return f"Unknown command verb {words[0] if words else ''}."
-    verb, units = words[0], words[1:]
-    if unknown := flags - FLAGS.get(verb, set()):
+    verb, *units = [a for a in arguments if not a.startswith("-")] or [""]
+    if verb not in FLAGS:
+        return f"Unknown command verb {verb}."
+    if unknown := flags - FLAGS[verb]:
         return f"systemctl {verb}: option {sorted(unknown)[0]} is not modelled by the local cloud"
-    low, high = USAGE[verb]
-    if not low <= len(units) <= high:
-        return "Too few arguments." if len(units) < low else "Too many arguments."
+    if bool(units) == (verb in WITHOUT_UNITS):
+        return "Too many arguments." if units else "Too few arguments."
     return verb, flags, [u if "." in u else f"{u}.service" for u in units]
 
 
@@ -37,7 +36,7 @@ def call(box: Path, verb: str, flags: set[str], names: list[str]) -> tuple[int, 
     """Ask the init of the box at ``box``: exit code and text."""
     port, _, key = (box / "run" / "init.address").read_text().partition(" ")
     with Client(("127.0.0.1", int(port)), authkey=bytes.fromhex(key)) as connection:
-        connection.send((verb, sorted(flags), names))
+        connection.send((verb, flags, names))
         code, text = connection.recv()
     return int(code), str(text)
 
@@ -47,17 +46,12 @@ def main() -> int:
     if "DESTDIR" not in os.environ:
         print(f"{program}: System has not been booted with systemd as init system (no DESTDIR).", file=sys.stderr)
         return 1
-    if program == "poweroff":
-        if arguments:
-            print(f"poweroff: option {arguments[0]} is not modelled by the local cloud", file=sys.stderr)
-            return 1
-        arguments = ["poweroff"]
-    parsed = parse_systemctl(arguments)
+    parsed = parse_systemctl(arguments if program == "systemctl" else [program, *arguments])
     if isinstance(parsed, str):
         print(parsed, file=sys.stderr)
         return 1
     code, text = call(Path(os.environ["DESTDIR"]), *parsed)
-    if text and "--quiet" not in parsed[1] and "-q" not in parsed[1]:
+    if text and "--quiet" not in parsed[1]:
         print(text, file=sys.stdout if code == 0 or parsed[0] == "is-active" else sys.stderr)
     return code
 

@@ -9,18 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from local_cloud import clock, events
-from local_cloud.hooks import Module
+from local_cloud import clock
 
-if TYPE_CHECKING:  # the client's side needs neither
+if TYPE_CHECKING:  # the client's side has no emulator
     from local_cloud.autoscaling import Engine
     from local_cloud.runner import Runner
 
@@ -61,10 +58,8 @@ class Faults:
         self._engine, self._runner = engine, runner
         self.s3 = S3Fault()
 
-    def install(self) -> None:
-        """Raises: IncompatibleEmulatorError."""
-        gateway = Module("ministack.app")
-        inner = gateway.get("app")
+    def around(self, inner: Any) -> Any:
+        """The gateway ``inner`` with the faults in front of it."""
 
         async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
             if scope["type"] == "http" and scope["path"] == PATH:
@@ -74,7 +69,7 @@ class Faults:
             else:
                 await inner(scope, receive, send)
 
-        gateway.replace("app", app)
+        return app
 
     # --- what can be asked for --------------------------------------------------------------------------------------
     def apply(self, request: dict[str, Any]) -> None:
@@ -92,18 +87,12 @@ class Faults:
                 self._runner.kill(instance)
             case {"fault": "interrupt", "instance": str(instance), "seconds": int() | float() as seconds}:
                 self._known(instance)
-                self._interrupt(instance, float(seconds))
+                self._runner.interrupt(instance, float(seconds))
             case {"fault": "movable-clocks", "on": bool(on)}:
                 self._runner.preloaded = clock.preload(self._runner.state) if on else ""
             case {"fault": "clock", "instance": str(instance), "seconds": int() | float() as seconds}:
                 self._known(instance)
                 self._move_clock(instance, float(seconds))
-            case {"fault": "rebalance", "instance": str(instance)}:
-                self._known(instance)
-                stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-                fact = "meta-data/events/recommendations/rebalance"
-                self._runner.set_fact(instance, fact, json.dumps({"noticeTime": stamp}))
-                events.rebalance_recommendation(self._runner.scope_of(instance), instance)
             case {"fault": "s3", "settings": dict(settings)}:
                 try:
                     self.s3 = S3Fault(**settings)
@@ -121,16 +110,6 @@ class Faults:
         if not clock.is_movable(box):
             raise UnknownFaultError(f"The clock of {instance} stands fast: it started without movable-clocks.")
         clock.move(box, seconds)
-
-    def _interrupt(self, instance: str, seconds: float) -> None:
-        """Notice in the metadata now, the end after ``seconds``."""
-        end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
-        notice = json.dumps({"action": "terminate", "time": end})
-        self._runner.set_fact(instance, "meta-data/spot/instance-action", notice)
-        events.spot_interruption(self._runner.scope_of(instance), instance)
-        timer = threading.Timer(seconds, self._runner.kill, [instance])
-        timer.daemon = True
-        timer.start()
 
     # --- requests -----------------------------------------------------------------------------------------------------
     async def _answer(self, receive: Receive, send: Send) -> None:

@@ -1,30 +1,26 @@
-"""Images on disk, by id and by tag."""
+"""Images on disk, by id and by tag: a laptop's, or a box's own."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from local_cloud.images import digest
+from local_cloud.images import EngineError, digest
 
 
 class Store:
-    """Images on disk, by id and by tag: a laptop's, or a box's own."""
+    """The images of one engine, kept under ``root``."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-
-    @property
-    def _tags(self) -> Path:
-        return self.root / "tags.json"
+        self._images, self._tags = root / "images", root / "tags.json"
 
     def tags(self) -> dict[str, str]:
+        """Image id of each tag, and of each ``repository@digest`` that was pulled."""
         return json.loads(self._tags.read_text()) if self._tags.exists() else {}
 
     def add(self, config: bytes, layer: bytes, tag: str) -> str:
         image = digest(config)
-        directory = self.root / "images" / image.removeprefix("sha256:")
+        directory = self._images / image.removeprefix("sha256:")
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.json").write_bytes(config)
         (directory / "layer.tar.gz").write_bytes(layer)
@@ -32,25 +28,25 @@ class Store:
         return image
 
     def tag(self, image: str, tag: str) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
         temporary = self._tags.with_suffix(".new")
         temporary.write_text(json.dumps(self.tags() | {tag: image}))
         temporary.replace(self._tags)
 
-    def find(self, reference: str) -> str | None:
-        """Image id of a tag, of ``repository@digest`` as pulled, or of an id itself."""
-        tags = self.tags()
-        return (
-            tags.get(reference)
-            or tags.get(f"{reference}:latest")
-            or (reference if reference in tags.values() else None)
-        )
+    def need(self, reference: str) -> str:
+        """Image id of a tag.
 
-    def load(self, image: str) -> tuple[bytes, bytes]:
-        directory = self.root / "images" / image.removeprefix("sha256:")
+        Raises:
+            EngineError: there is no such image.
+        """
+        if (image := self.tags().get(reference)) is None:
+            raise EngineError(f"Error response from daemon: No such image: {reference}")
+        return image
+
+    def load(self, reference: str) -> tuple[bytes, bytes]:
+        """Config and layer.
+
+        Raises:
+            EngineError: there is no such image.
+        """
+        directory = self._images / self.need(reference).removeprefix("sha256:")
         return (directory / "config.json").read_bytes(), (directory / "layer.tar.gz").read_bytes()
-
-    def inspect(self, image: str) -> dict[str, Any]:
-        config, _ = self.load(image)
-        names = [tag for tag, value in self.tags().items() if value == image]
-        return {"Id": image, "RepoTags": names, "Config": json.loads(config)["config"]}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-TOKEN_HEADER = "X-aws-ec2-metadata-token"  # noqa: S105
-TTL_HEADER = "X-aws-ec2-metadata-token-ttl-seconds"
+TOKEN_HEADER = "x-aws-ec2-metadata-token"  # noqa: S105
+TTL_HEADER = "x-aws-ec2-metadata-token-ttl-seconds"
 MAX_TTL = 21600
 
 Lookup = Callable[[str], str | None]
@@ -28,23 +27,23 @@ class Tokens:
         self._expiry[token] = self._clock() + ttl
         return token
 
-    def valid(self, token: str | None) -> bool:
-        return token is not None and self._expiry.get(token, 0.0) > self._clock()
+    def valid(self, token: str) -> bool:
+        return self._expiry.get(token, 0.0) > self._clock()
 
 
 def respond(method: str, path: str, headers: Mapping[str, str], tokens: Tokens, lookup: Lookup) -> tuple[int, str]:
     """Status and body of one request, as EC2 answers it."""
     given = {name.lower(): value for name, value in headers.items()}
     if method == "PUT" and path == "/latest/api/token":
-        ttl = given.get(TTL_HEADER.lower(), "")
+        ttl = given.get(TTL_HEADER, "")
         if not ttl.isdigit() or not 1 <= int(ttl) <= MAX_TTL:
             return 400, "Bad Request"
         return 200, tokens.issue(int(ttl))
     if method != "GET":
         return 405, "Method Not Allowed"
-    if not tokens.valid(given.get(TOKEN_HEADER.lower())):
+    if not tokens.valid(given.get(TOKEN_HEADER, "")):
         return 401, "Unauthorized"
-    text = lookup(path.removeprefix("/latest/").rstrip("/")) if path.startswith("/latest/") else None
+    text = lookup(path.removeprefix("/latest/").rstrip("/"))
     return (404, "Not Found") if text is None else (200, text)
 
 
@@ -79,17 +78,3 @@ class Metadata:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-
-
-def tree(facts: Mapping[str, str], role: str | None, credentials: Callable[[], dict[str, str]]) -> Lookup:
-    """The lookup over fixed ``facts`` (path to text), live ones excepted, and the role's credentials."""
-    prefix = "meta-data/iam/security-credentials"
-
-    def lookup(path: str) -> str | None:
-        if role and path == prefix:
-            return role
-        if role and path == f"{prefix}/{role}":
-            return json.dumps(credentials())
-        return facts.get(path)
-
-    return lookup

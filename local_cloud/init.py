@@ -60,27 +60,27 @@ class Init:
         with self.lock:
             running = self.services.get(name)
             if running is None or not running.active:
-                running = Running(parse_service(name, self._read(name)))
-                self.services[name] = running
-                running.start()
+                running = self.services[name] = Running(parse_service(name, self._read(name)))
         if running.unit.type == "oneshot":
             running.finished.wait()
             if running.result != "success":
                 raise UnitError(f"Job for {name} failed.")
 
     def _arm(self, name: str) -> None:
-        unit = parse_timer(name, self._read(name))
-        parse_service(unit.unit, self._read(unit.unit))
-        left = (unit.at - datetime.now(UTC)).total_seconds()
-        if left <= 0 and not unit.persistent:
-            return  # elapsed before it was armed: systemd never fires it
+        unit = name.removesuffix(".timer") + ".service"
+        at = parse_timer(name, self._read(name))
+        parse_service(unit, self._read(unit))
         with self.lock:
-            if name in self.timers:
-                self.timers[name].cancel()
-            timer = threading.Timer(max(0.0, left), self._fire, [unit.unit])
+            self._disarm(name)
+            left = (at - datetime.now(UTC)).total_seconds()
+            timer = self.timers[name] = threading.Timer(max(0.0, left), self._fire, [unit])
             timer.daemon = True
-            self.timers[name] = timer
             timer.start()
+
+    def _disarm(self, name: str) -> None:
+        with self.lock:
+            if timer := self.timers.pop(name, None):
+                timer.cancel()
 
     def _fire(self, unit: str) -> None:
         try:
@@ -90,9 +90,7 @@ class Init:
 
     def stop(self, name: str) -> None:
         if name.endswith(".timer"):
-            with self.lock:
-                if timer := self.timers.pop(name, None):
-                    timer.cancel()
+            self._disarm(name)
             return
         if (running := self.services.get(name)) is not None:
             running.stop()
@@ -106,7 +104,7 @@ class Init:
         return running.state if running else "inactive"
 
     # --- requests -------------------------------------------------------------------------------------------------
-    def handle(self, verb: str, flags: list[str], names: list[str]) -> tuple[int, str]:
+    def handle(self, verb: str, flags: set[str], names: list[str]) -> tuple[int, str]:
         try:
             if verb == "poweroff":
                 threading.Thread(target=self.shut_down, name="shutdown").start()
@@ -129,7 +127,6 @@ class Init:
         key = secrets.token_bytes(16)
         listener = Listener(("127.0.0.1", 0), authkey=key)
         address = self.box / "run" / "init.address"
-        address.parent.mkdir(parents=True, exist_ok=True)
         address.touch(mode=0o600)
         address.write_text(f"{listener.address[1]} {key.hex()}")
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()

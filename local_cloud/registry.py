@@ -1,52 +1,47 @@
 """Push and pull over the Docker registry protocol: real blobs and manifests in the emulator's ``/v2/``.
 
 An ECR host name is reached at AWS_ENDPOINT_URL, with the name kept as Host header. The emulator's registry is open to
-anyone, so the login that ECR would demand is demanded here.
+anyone, so the login that ECR would demand is demanded by ``docker.py``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import urllib.error
 import urllib.parse
 import urllib.request
 from email.message import Message
 
+from local_cloud.docker_engine import ECR_HOST
 from local_cloud.images import EngineError, digest
 
-ECR_HOST = re.compile(r"^\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com$")
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 LAYER_TYPE = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
 
 def split_reference(reference: str) -> tuple[str, str, str]:
-    """``host/repository:tag`` or ``host/repository@sha256:...`` as host, repository and tag or digest."""
+    """``host/repository:tag`` or ``host/repository@sha256:...`` as host, repository and tag or digest.
+
+    Raises:
+        EngineError: the host is not ECR's.
+    """
     host, _, path = reference.partition("/")
-    if not ECR_HOST.match(host):
+    if not ECR_HOST.fullmatch(host):
         raise EngineError(f"Error response from daemon: the process engine reaches ECR only, not {host!r}")
-    if "@" in path:
-        repository, _, wanted = path.partition("@")
-        return host, repository, wanted
-    repository, _, tag = path.partition(":")
-    return host, repository, tag or "latest"
+    repository, _, wanted = path.partition("@" if "@" in path else ":")
+    return host, repository, wanted
 
 
 class Registry:
     """One ECR host."""
 
     def __init__(self, host: str) -> None:
-        endpoint = os.environ.get("AWS_ENDPOINT_URL")
-        if not endpoint:
-            raise EngineError(
-                f'Error response from daemon: Get "https://{host}/v2/": dial tcp: lookup {host}: no such host'
-            )
-        self._base, self._host = endpoint.rstrip("/"), host
+        self._host = host
 
     def _call(self, method: str, path: str, body: bytes | None = None, kind: str = "") -> tuple[bytes, Message]:
-        url = path if path.startswith("http") else self._base + path
+        url = os.environ.get("AWS_ENDPOINT_URL", f"https://{self._host}").rstrip("/") + path
         headers = {"Host": self._host} | ({"Content-Type": kind} if kind else {})
         request = urllib.request.Request(url, data=body, method=method, headers=headers)  # noqa: S310
         try:
@@ -86,15 +81,16 @@ class Registry:
         manifest = json.loads(raw)
         if wanted.startswith("sha256:") and digest(raw) != wanted:
             raise EngineError(f"manifest verification failed for digest {wanted}")
-        blobs = []
-        for item in (manifest["config"], *manifest["layers"]):
-            blob, _ = self._call("GET", f"/v2/{repository}/blobs/{item['digest']}")
-            if digest(blob) != item["digest"]:
-                raise EngineError(f"filesystem layer verification failed for digest {item['digest']}")
-            blobs.append(blob)
-        if len(blobs) != 2:
+        if len(manifest["layers"]) != 1:
             raise EngineError("the process engine runs images that it built itself (one layer) only")
-        return blobs[0], blobs[1], digest(raw)
+        config, layer = (self._blob(repository, item["digest"]) for item in (manifest["config"], *manifest["layers"]))
+        return config, layer, digest(raw)
+
+    def _blob(self, repository: str, wanted: str) -> bytes:
+        blob, _ = self._call("GET", f"/v2/{repository}/blobs/{wanted}")
+        if digest(blob) != wanted:
+            raise EngineError(f"filesystem layer verification failed for digest {wanted}")
+        return blob
 
 
 def _sentence(status: int, body: bytes) -> str:

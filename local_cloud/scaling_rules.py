@@ -75,11 +75,21 @@ def start_time(text: str, now: datetime) -> datetime:
     return moment
 
 
-def instance_types(policy: dict[str, Any] | None, template: dict[str, Any]) -> list[str]:
-    """Types that a launch may use, in order."""
+def instance_type(policy: dict[str, Any] | None, template: dict[str, Any]) -> str:
+    """The first of the types that a launch may use."""
     overrides = ((policy or {}).get("LaunchTemplate") or {}).get("Overrides") or []
-    types = [str(o["InstanceType"]) for o in overrides if o.get("InstanceType")]
-    return types or [str(template.get("InstanceType") or "t2.micro")]
+    return str([*(o["InstanceType"] for o in overrides), template.get("InstanceType") or "t2.micro"][0])
+
+
+def subnet_of(group: dict[str, Any], subnets: dict[str, Any]) -> str | None:
+    """Where the group's next instance starts: its first subnet, else the default one of its first zone that has one.
+
+    (AWS spreads over all of them, and goes to another zone when one has no capacity.)
+    """
+    if group["VPCZoneIdentifier"]:
+        return str(group["VPCZoneIdentifier"].split(",")[0])
+    defaults = {item["AvailabilityZone"]: name for name, item in subnets.items() if item.get("DefaultForAz")}
+    return next((defaults[zone] for zone in group["AvailabilityZones"] if zone in defaults), None)
 
 
 def is_spot(policy: dict[str, Any] | None, template: dict[str, Any]) -> bool:

@@ -9,36 +9,36 @@ import os
 import sys
 from pathlib import Path
 
-from local_cloud import patches
+from ministack import app
+
+from local_cloud import autoscaling_api, cloudformation_patches, iam_patches, patches
 from local_cloud.autoscaling import Engine
-from local_cloud.autoscaling_api import install
 from local_cloud.faults import Faults
-from local_cloud.hooks import IncompatibleEmulatorError, Module
 from local_cloud.runner import Runner
 
 
-def main() -> int:
-    state = Path(sys.argv[1])
-    endpoint = f"http://127.0.0.1:{os.environ['GATEWAY_PORT']}"
-    try:
-        patches.apply()
-        runner = Runner(state, endpoint)
-        engine = Engine(runner)
-        install(engine)
-        Faults(engine, runner).install()
-        serve = Module("ministack.app").get("main")
-    except IncompatibleEmulatorError as error:
-        print(f"INCOMPATIBLE: {error}", flush=True)
-        return 3
+def main() -> None:
+    for module in (patches, iam_patches, cloudformation_patches):
+        module.apply()
+    tls_everywhere()
+    runner = Runner(Path(sys.argv[1]), f"http://127.0.0.1:{os.environ['GATEWAY_PORT']}")
+    engine = Engine(runner)
+    autoscaling_api.install(engine)
+    app.app = Faults(engine, runner).around(app.app)
     engine.start()
     sys.argv[1:] = []  # ministack's main parses the command line
     try:
-        serve()
+        app.main()
     finally:
         engine.stop()
         runner.kill_all()
-    return 0
+
+
+def tls_everywhere() -> None:
+    """Requests count as TLS (``aws:SecureTransport``), so that TLS-only bucket policies can be deployed on loopback."""
+    pin = app.pin_request_origin
+    app.pin_request_origin = lambda source_ip, secure_transport: pin(source_ip, True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

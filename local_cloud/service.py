@@ -14,86 +14,62 @@ import time
 import psutil
 
 from local_cloud import processes
-from local_cloud.units import Service, UnitError, command
+from local_cloud.units import Service, UnitError
 
 MARKER = "INVOCATION_ID"  # systemd's own variable; here it also stands in for the control group
 
 
 class Running:
-    """A service from start to the end of its ExecStopPost."""
+    """A service from start to the end of its ExecStopPost.
+
+    Raises:
+        UnitError: its program does not exist.
+    """
 
     def __init__(self, unit: Service) -> None:
         self.unit = unit
-        self.state = "inactive"
+        self.state = "activating" if unit.type == "oneshot" else "active"
         self.result = "success"
         self.finished = threading.Event()
         self._id = secrets.token_hex(16)
-        self._main: subprocess.Popen[bytes] | None = None
-        self._status = 0
         self._stopping = threading.Event()
-        self._environment = {**os.environ, **unit.environment, MARKER: self._id}
+        self._main = self._spawn(unit.start)
+        threading.Thread(target=self._watch, name=unit.name).start()
 
     @property
     def active(self) -> bool:
-        return self.state in {"activating", "active", "deactivating"}
+        return not self.finished.is_set()
 
-    def _spawn(self, line: str, extra: dict[str, str] | None = None) -> tuple[bool, subprocess.Popen[bytes]]:
-        environment = self._environment | (extra or {})
-        tolerant, words = command(line, environment)
-        if shutil.which(words[0], path=environment["PATH"]) is None:
+    def _spawn(self, words: list[str], extra: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        if shutil.which(words[0]) is None:
             raise UnitError(
                 f"{self.unit.name}: command {words[0]} is not executable: No such file or directory (203/EXEC)"
             )
-        return tolerant, subprocess.Popen(
-            words, cwd="/", env=environment, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+        environment = {**os.environ, MARKER: self._id, **(extra or {})}
+        return subprocess.Popen(words, cwd="/", env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
-    def start(self) -> None:
-        """Spawn the first ExecStart and watch it from a thread.
-
-        Raises:
-            UnitError: the program does not exist.
-        """
-        self.state = "activating" if self.unit.type == "oneshot" else "active"
-        tolerant, self._main = self._spawn(self.unit.exec_start[0])
-        threading.Thread(target=self._watch, args=(tolerant, self._main), name=self.unit.name).start()
-
-    def _watch(self, tolerant: bool, main: subprocess.Popen[bytes]) -> None:
-        for line in [None, *self.unit.exec_start[1:]]:
-            if line is not None:
-                tolerant, main = self._spawn(line)
-                self._main = main
-            self._status = main.wait()
-            if self._status and not tolerant:
-                break
-        self._conclude(tolerant)
-
-    def _conclude(self, tolerant: bool) -> None:
+    def _watch(self) -> None:
+        status = self._main.wait()
         self.state = "deactivating"
-        stopped = self._stopping.is_set()
-        if (
-            self.result == "success"
-            and self._status
-            and not tolerant
-            and not (stopped and self._status == -signal.SIGTERM)
-        ):
-            self.result = "exit-code" if self._status > 0 else "signal"
+        asked_to_end = self._stopping.is_set() and status == -signal.SIGTERM
+        if self.result == "success" and status and not asked_to_end:
+            self.result = "exit-code" if status > 0 else "signal"
         self._end_group(signal.SIGTERM)
-        for line in self.unit.exec_stop_post:
-            self._run_bounded(line, self.exit_variables())
+        if self.unit.stop_post:
+            self._run_bounded(self.unit.stop_post, self._exit_variables(status))
         processes.kill_marked(MARKER, self._id)
         self.state = "inactive" if self.result == "success" else "failed"
         self.finished.set()
 
-    def exit_variables(self) -> dict[str, str]:
-        killed = self._status < 0
-        status = signal.Signals(-self._status).name.removeprefix("SIG") if killed else str(self._status)
-        return {"SERVICE_RESULT": self.result, "EXIT_CODE": "killed" if killed else "exited", "EXIT_STATUS": status}
+    def _exit_variables(self, status: int) -> dict[str, str]:
+        name = signal.Signals(-status).name.removeprefix("SIG") if status < 0 else str(status)
+        code = "killed" if status < 0 else "exited"
+        return {"SERVICE_RESULT": self.result, "EXIT_CODE": code, "EXIT_STATUS": name}
 
-    def _run_bounded(self, line: str, extra: dict[str, str]) -> None:
+    def _run_bounded(self, words: list[str], extra: dict[str, str] | None = None) -> None:
         try:
-            _, process = self._spawn(line, extra)
-            process.wait(None if self.unit.stop_seconds == float("inf") else self.unit.stop_seconds)
+            process = self._spawn(words, extra)
+            process.wait(self.unit.stop_seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             self.result = "timeout"
@@ -107,22 +83,19 @@ class Running:
 
     def stop(self) -> None:
         """ExecStop, SIGTERM to the whole group, SIGKILL when TimeoutStopSec is over; returns after ExecStopPost."""
-        main = self._main
-        if main is None or not self.active:
-            return
         if self.state == "deactivating" or self._stopping.is_set():
             self.finished.wait()
+        if not self.active:
             return
         self._stopping.set()
-        for line in self.unit.exec_stop:
-            if main.poll() is None:
-                self._run_bounded(line, {"MAINPID": str(main.pid)})
-        if main.poll() is None and self.result != "timeout":
+        if self.unit.stop and self._main.poll() is None:
+            self._run_bounded(self.unit.stop)
+        if self._main.poll() is None and self.result != "timeout":
             self._end_group(signal.SIGTERM)
             deadline = time.monotonic() + self.unit.stop_seconds
-            while main.poll() is None and time.monotonic() < deadline:
+            while self._main.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.05)
-        if main.poll() is None:
+        if self._main.poll() is None:
             self.result = "timeout"
-            main.kill()
+            self._main.kill()
         self.finished.wait()

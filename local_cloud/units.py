@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-DEFAULT_STOP_SECONDS = 90.0
+DEFAULT_STOP_SECONDS = "90"
 IGNORED_SECTIONS = {"Unit", "Install"}
 SERVICE = {
-    "Type", "ExecStart", "ExecStop", "ExecStopPost", "TimeoutStopSec", "Environment", "Restart", "KillMode",
-    "RemainAfterExit",
-}  # fmt: skip
-TIMER = {"OnCalendar", "Unit", "Persistent", "AccuracySec"}
-ALLOWED_VALUES = {
-    "Type": {"simple", "exec", "oneshot"},
-    "Restart": {"no"},
-    "KillMode": {"control-group"},
-    "RemainAfterExit": {"no", "false"},
-    "Persistent": {"true", "yes", "false", "no"},
+    "Type": "simple|oneshot",
+    "ExecStart": ".+",
+    "ExecStop": ".+",
+    "ExecStopPost": ".+",
+    "TimeoutStopSec": r"\d+s?",
 }
+TIMER = {"OnCalendar": ".+", "Persistent": "true"}
+"""Directives and what their values match. A timer that was missed is always caught up with."""
 
 
 class UnitError(ValueError):
@@ -30,114 +28,59 @@ class UnitError(ValueError):
 @dataclass(frozen=True)
 class Service:
     name: str
-    type: str = "simple"
-    exec_start: list[str] = field(default_factory=list)
-    exec_stop: list[str] = field(default_factory=list)
-    exec_stop_post: list[str] = field(default_factory=list)
-    stop_seconds: float = DEFAULT_STOP_SECONDS
-    environment: dict[str, str] = field(default_factory=dict)
+    type: str
+    start: list[str]
+    stop: list[str] | None
+    stop_post: list[str] | None
+    stop_seconds: float
 
 
-@dataclass(frozen=True)
-class Timer:
-    name: str
-    at: datetime
-    unit: str
-    persistent: bool = False
+class _Parser(configparser.ConfigParser):
+    def optionxform(self, optionstr: str) -> str:
+        return optionstr  # systemd minds upper and lower case
 
 
-def sections(text: str, name: str) -> dict[str, list[tuple[str, str]]]:
-    """Directives of each section in order; a backslash joins lines."""
-    result: dict[str, list[tuple[str, str]]] = {}
-    current = ""
-    for raw in re.sub(r"\\\n", " ", text).splitlines():
-        line = raw.strip()
-        if not line or line[0] in "#;":
-            continue
-        if line.startswith("[") and line.endswith("]"):
-            current = line[1:-1]
-            result.setdefault(current, [])
-        elif "=" in line and current:
-            key, value = (part.strip() for part in line.split("=", 1))
-            result[current].append((key, value))
-        else:
-            raise UnitError(f"{name}: line is not a directive: {line}")
-    return result
-
-
-def _directives(text: str, name: str, section: str, known: set[str]) -> list[tuple[str, str]]:
-    found = sections(text, name)
-    unknown_sections = found.keys() - IGNORED_SECTIONS - {section}
-    if unknown_sections or section not in found:
+def _directives(text: str, name: str, section: str, known: dict[str, str]) -> dict[str, str]:
+    """The section's directives; one that stands twice, which systemd may allow, is refused too."""
+    parser = _Parser(interpolation=None, delimiters=("=",), default_section="", empty_lines_in_values=False)
+    try:
+        parser.read_string(re.sub(r"\\\n\s*", " ", text), name)
+    except configparser.Error as error:
+        raise UnitError(" ".join(str(error).split())) from None
+    found = set(parser.sections())
+    if found - IGNORED_SECTIONS != {section}:
         raise UnitError(f"{name}: needs [{section}] and no other section, has {', '.join(sorted(found))}")
-    for key, value in found[section]:
-        if key not in known:
-            raise UnitError(f"{name}: [{section}] {key}= is not modelled by the local cloud")
-        if key in ALLOWED_VALUES and value not in ALLOWED_VALUES[key]:
+    for key, value in parser[section].items():
+        if key not in known or not re.fullmatch(known[key], value):
             raise UnitError(f"{name}: {key}={value} is not modelled by the local cloud")
-    return found[section]
+    return dict(parser[section])
 
 
 def parse_service(name: str, text: str) -> Service:
     values = _directives(text, name, "Service", SERVICE)
-
-    def every(key: str) -> list[str]:
-        return [value for k, value in values if k == key]
-
-    def last(key: str, default: str) -> str:
-        return (every(key) or [default])[-1]
-
-    kind = last("Type", "simple")
-    starts = every("ExecStart")
-    if not starts or (kind != "oneshot" and len(starts) != 1):
-        raise UnitError(f"{name}: Service has {len(starts)} ExecStart= settings, {kind} needs exactly one. Refusing.")
-    environment = dict(word.split("=", 1) for line in every("Environment") for word in shlex.split(line))
-    stop = seconds(last("TimeoutStopSec", str(DEFAULT_STOP_SECONDS)))
-    return Service(name, kind, starts, every("ExecStop"), every("ExecStopPost"), stop, environment)
+    if "ExecStart" not in values:
+        raise UnitError(f"{name}: Service has no ExecStart= setting. Refusing.")
+    start, stop, post = (command(values.get(key)) for key in ("ExecStart", "ExecStop", "ExecStopPost"))
+    seconds = float(values.get("TimeoutStopSec", DEFAULT_STOP_SECONDS).rstrip("s"))
+    return Service(name, values.get("Type", "simple"), start or [], stop, post, seconds)
 
 
-def parse_timer(name: str, text: str) -> Timer:
-    values = dict(_directives(text, name, "Timer", TIMER))
-    if "OnCalendar" not in values:
-        raise UnitError(f"{name}: Timer unit lacks value setting. Refusing.")
-    unit = values.get("Unit", name.removesuffix(".timer") + ".service")
-    return Timer(name, calendar(values["OnCalendar"]), unit, values.get("Persistent") in {"true", "yes"})
-
-
-def calendar(text: str) -> datetime:
-    """``YYYY-MM-DD HH:MM:SS UTC``; repeating expressions are not modelled."""
+def parse_timer(name: str, text: str) -> datetime:
+    """When it goes off: ``OnCalendar=YYYY-MM-DD HH:MM:SS UTC``; repeating expressions are not modelled."""
+    values = _directives(text, name, "Timer", TIMER)
+    if set(values) != set(TIMER):
+        raise UnitError(f"{name}: a timer needs OnCalendar= and Persistent=true in the local cloud")
     try:
-        return datetime.strptime(text, "%Y-%m-%d %H:%M:%S UTC").replace(tzinfo=UTC)
+        return datetime.strptime(values["OnCalendar"], "%Y-%m-%d %H:%M:%S UTC").replace(tzinfo=UTC)
     except ValueError:
-        raise UnitError(f"OnCalendar={text}: only an absolute `YYYY-MM-DD HH:MM:SS UTC` is modelled") from None
+        sentence = "only an absolute `YYYY-MM-DD HH:MM:SS UTC` is modelled"
+        raise UnitError(f"OnCalendar={values['OnCalendar']}: {sentence}") from None
 
 
-def seconds(text: str) -> float:
-    """A systemd time span in seconds: ``130``, ``130s``, ``2min 10s``, ``infinity``."""
-    if text == "infinity":
-        return float("inf")
-    scale = {"": 1.0, "s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "ms": 0.001}
-    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text)
-    if not re.fullmatch(r"(\d+(\.\d+)?\s*[a-z]*\s*)+", text) or any(unit not in scale for _, unit in parts):
-        raise UnitError(f"Failed to parse time span: {text}")
-    return sum(float(number) * scale[unit] for number, unit in parts)
-
-
-def command(line: str, environment: dict[str, str]) -> tuple[bool, list[str]]:
-    """Whether a failure is ignored (``-``), and the words; ``${X}`` is replaced within a word, ``$X`` is split."""
-    tolerant = line.startswith("-")
-    line = line.removeprefix("-")
-    if line[:1] in {"@", "+", "!", ":"}:
-        raise UnitError(f"the prefix {line[0]!r} of an Exec line is not modelled: {line}")
-    words: list[str] = []
-    for word in shlex.split(line):
-        if re.search(r"%(?!%)", word.replace("%%", "")):
-            raise UnitError(f"specifiers are not modelled: {word}")
-        if match := re.fullmatch(r"\$(\w+)", word):
-            words += environment.get(match[1], "").split()
-        else:
-            expanded = re.sub(r"(?<!\$)\$\{(\w+)\}", lambda m: environment.get(m[1], ""), word)
-            words.append(expanded.replace("$$", "$").replace("%%", "%"))
-    if not words:
-        raise UnitError("an Exec line is empty")
-    return tolerant, words
+def command(line: str | None) -> list[str] | None:
+    """The words of an Exec line, if there is one."""
+    if line is None:
+        return None
+    if line[0] in "-@+!:|" or re.search("[$%]", line):
+        raise UnitError(f"prefixes, variables and specifiers of an Exec line are not modelled: {line}")
+    return shlex.split(line)

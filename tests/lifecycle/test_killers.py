@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Iterator
@@ -25,6 +26,13 @@ def mailbox(stage: Stage) -> Mailbox:
     return Mailbox(stage.cloud.client("sqs"), stage.cloud.client("sns"), topic)
 
 
+def runs_the_supervisor(process: psutil.Process) -> bool:
+    """False too for a process that has ended since it was listed."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "training_image.supervisor" in " ".join(process.cmdline())
+    return False
+
+
 @pytest.fixture
 def deaf(stage: Stage) -> Iterator[dict[str, str]]:
     """A deployed stack whose box trains, and then is deaf and dumb: its supervisor stands still, its timer is gone."""
@@ -33,11 +41,7 @@ def deaf(stage: Stage) -> Iterator[dict[str, str]]:
     stage.wait("a checkpoint", lambda: stage.heartbeat(run_id).get("durable_step"), run_id, 240)
     box = stage.cloud.state / "boxes" / stage.heartbeat(run_id)["instance_id"]
     assert control.call(box, "stop", [], ["training-deadline.timer"])[0] == 0
-    frozen = [
-        process
-        for process in processes.marked("DESTDIR", str(box))
-        if "training_image.supervisor" in " ".join(process.cmdline())
-    ]
+    frozen = [process for process in processes.marked("DESTDIR", str(box)) if runs_the_supervisor(process)]
     assert frozen
     for process in frozen:
         process.send_signal(signal.SIGSTOP)
@@ -53,9 +57,10 @@ def thaw_and_wait(stage: Stage, run_id: str) -> None:
     """The power button has been pressed; a process that stands still would only be killed after its stop timeout."""
 
     def gone() -> bool:
-        for process in psutil.process_iter():
-            if process.status() == psutil.STATUS_STOPPED and "training_image.supervisor" in process.cmdline():
-                process.send_signal(signal.SIGCONT)
+        for process in [found for box in stage.cloud.boxes() for found in processes.marked("DESTDIR", str(box))]:
+            if runs_the_supervisor(process):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGCONT)
         return not stage.instances()
 
     stage.wait("the box is gone", gone, run_id)

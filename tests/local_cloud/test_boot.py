@@ -72,11 +72,11 @@ class BootLab(Lab):
 
     def push_image(self) -> str:
         context = self.scratch / "boot"
-        (context / "training_image").mkdir(parents=True)
+        context.mkdir()
         for name, text in {"__init__": "", "supervisor": SUPERVISOR, "train": TRAINER}.items():
-            (context / f"training_image/{name}.py").write_text(text)
+            (context / f"{name}.py").write_text(text)
         (context / "Dockerfile").write_text(
-            "FROM python:3.11-slim\nWORKDIR /app\nCOPY training_image training_image\n"
+            "FROM python:3.11-slim\nWORKDIR /app\nCOPY . training_image/\n"
             'ENTRYPOINT ["python", "-m", "training_image.supervisor"]\n'
         )
         uri = self.cloud.client("ecr").create_repository(repositoryName="lab/boot")["repository"]["repositoryUri"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -11,8 +13,9 @@ from pathlib import Path
 import botocore.exceptions
 import psutil
 import pytest
+from typer.testing import CliRunner
 
-from local_cloud import processes
+from local_cloud import cli, processes
 from local_cloud.cloud import LocalCloud, LocalCloudError
 from tests.support.local_lab import Lab, wait_for
 
@@ -217,10 +220,30 @@ def test_an_absent_image_tag_is_an_error_and_immutable_tags_are_refused(lab: Lab
     assert "immutable" in pushed.stderr
 
 
-def test_a_second_cloud_of_the_same_clone_is_refused(lab: Lab) -> None:
+def test_a_second_cloud_of_the_same_clone_is_refused(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LocalCloudError, match="running already"):
         LocalCloud(lab.cloud.root).start()
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "ROOT", lab.cloud.root)
+        refused = CliRunner().invoke(cli.app, ["up"])
+    assert (refused.exit_code, "running already" in refused.stderr) == (1, True)
     assert lab.asg.describe_auto_scaling_groups()  # and the first one is unharmed
+
+
+def listening(found: list[psutil.Process]) -> set[str]:
+    """The addresses on which these processes listen; one may have ended since it was found."""
+    connections = []
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            connections += process.net_connections("inet")
+    return {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
+
+
+def test_what_has_ended_meanwhile_listens_nowhere() -> None:
+    with socket.create_server(("127.0.0.1", 0)), subprocess.Popen(["true"]) as ended:
+        found = [psutil.Process(ended.pid), psutil.Process()]
+        ended.wait()
+        assert listening(found) == {"127.0.0.1"}
 
 
 def test_everything_listens_on_loopback_and_nothing_survives(tmp_path: Path) -> None:
@@ -232,8 +255,7 @@ def test_everything_listens_on_loopback_and_nothing_survives(tmp_path: Path) -> 
         wait_for("user data done", lambda: lab.object(f"{box}/up"))
         ours = processes.marked("DESTDIR", str(lab.box(box))) + processes.marked("LAB_LOCAL_SERVER", str(cloud.state))
         assert len(ours) >= 4
-        listening = [c.laddr.ip for p in ours for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-        assert set(listening) == {"127.0.0.1"}
+        assert listening(ours) == {"127.0.0.1"}
         attached = LocalCloud.attach(tmp_path)
         assert attached is not None
         assert attached.endpoint == cloud.endpoint

@@ -46,9 +46,9 @@ def statements() -> list[dict[str, Any]]:
 def push_supervisor(lab: Lab) -> str:
     """An image that holds the product's own package."""
     context = lab.scratch / "supervisor"
-    shutil.copytree(ROOT / "training_image", context / "training_image")
+    shutil.copytree(ROOT / "training_image", context)
     (context / "Dockerfile").write_text(
-        "FROM python:3.11-slim\nWORKDIR /app\nCOPY training_image training_image\n"
+        "FROM python:3.11-slim\nWORKDIR /app\nCOPY . training_image/\n"
         'ENTRYPOINT ["python", "-m", "training_image.supervisor"]\n'
     )
     uri = lab.image.replace(":1", ":supervisor")

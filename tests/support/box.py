@@ -172,7 +172,8 @@ class Lab:
         for process in self.processes:
             if process.poll() is None:
                 for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
-                    victim.kill()
+                    with suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+                        victim.kill()
                 process.wait()
 
 

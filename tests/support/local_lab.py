@@ -52,12 +52,12 @@ class Lab:
     def push_image(self) -> str:
         uri = self.cloud.client("ecr").create_repository(repositoryName="lab/app")["repository"]["repositoryUri"]
         context = self.scratch / "context"
-        (context / "training_image").mkdir(parents=True)
-        (context / "training_image/__init__.py").write_text("WHERE = 'the copy'\n")
-        (context / "training_image/app.py").write_text(APP)
+        context.mkdir()
+        (context / "__init__.py").write_text("WHERE = 'the copy'\n")
+        (context / "app.py").write_text(APP)
         (context / "Dockerfile").write_text(
             "FROM python:3.11-slim\nRUN pip install boto3\nWORKDIR /app\n"
-            "COPY training_image training_image\nENV BASE=image\n"
+            "COPY . training_image/\nENV BASE=image\n"
             'ENTRYPOINT ["python", "-m", "training_image.app"]\n'
         )
         host = uri.split("/")[0]

@@ -1,13 +1,17 @@
 """Bad input to `lab local demo`: one sentence, exit code 2, and nothing started."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from lab import cli
 from lab.demo import demo, environment
+from local_cloud import cli as local_cloud
 
 RUNNER = CliRunner()
 
@@ -23,7 +27,8 @@ def clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     node.write_text("#!/bin/sh\necho v20.1.0\n")
     node.chmod(0o755)
     monkeypatch.setenv("PATH", str(node.parent), prepend=":")
-    monkeypatch.setattr(cli, "ROOT", root)
+    for module in (cli, local_cloud):
+        monkeypatch.setattr(module, "ROOT", root)
     monkeypatch.setattr(demo, "run", lambda *_: pytest.fail("the demo was started"))
     return root
 
@@ -124,7 +129,22 @@ def test_the_demo_settings_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.training.use_cpu
 
 
+def test_the_commands_bring_no_emulator_along() -> None:
+    """It is the server's: imported here it would cost each command half a second."""
+    program = "import sys, lab.cli; sys.exit('ministack' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_the_embedded_clouds_commands_are_all_there() -> None:
+    local = typer.main.get_command(cli.app).commands["local"]
+    assert set(local.commands) == {
+        "up", "env", "down", "demo", "chaos", "interrupt", "kill", "outage", "no-capacity",
+    }  # fmt: skip
+
+
 def test_nothing_is_up() -> None:
-    assert RUNNER.invoke(cli.app, ["local", "env"]).exit_code == 1
+    for command in ("env", "interrupt", "kill", "outage", "no-capacity"):
+        result = RUNNER.invoke(cli.app, ["local", command])
+        assert (result.exit_code, result.stderr.strip()) == (1, "No local cloud is up. Start one: lab local up")
     result = RUNNER.invoke(cli.app, ["local", "down"])
     assert (result.exit_code, result.output.strip()) == (0, "No local cloud is up.")

@@ -5,13 +5,12 @@ import json
 import image_digest
 import pytest
 from botocore.exceptions import ClientError
+from ministack.services import ecr
 
 from local_cloud import patches
-from local_cloud.hooks import Module
 from training_image.core.contract import image_tag
 
 NAME = "lab/images"
-ecr = Module("ministack.services.ecr")
 
 
 class Registry:
@@ -22,7 +21,7 @@ class Registry:
 
     def __getattr__(self, operation):
         def call(**arguments):
-            status, _, body = ecr.get(f"_{operation}")(arguments)
+            status, _, body = getattr(ecr, f"_{operation}")(arguments)
             answer = json.loads(body)
             if status != 200:
                 raise ClientError({"Error": {"Code": answer["__type"], "Message": answer["message"]}}, operation)
@@ -48,14 +47,14 @@ class Registry:
 @pytest.fixture
 def registry(monkeypatch):
     for name in ("_batch_delete_image", "_describe_images"):
-        monkeypatch.setattr(f"ministack.services.ecr.{name}", ecr.get(name))
+        monkeypatch.setattr(ecr, name, getattr(ecr, name))
     patches.ecr_absent_tag()
     patches.ecr_delete_by_tag()
-    ecr.get("reset")()
+    ecr.reset()
     found = Registry()
     monkeypatch.setattr(image_digest.boto3, "client", lambda name: found)
     yield found
-    ecr.get("reset")()
+    ecr.reset()
 
 
 def uri(digest):

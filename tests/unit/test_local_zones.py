@@ -2,7 +2,7 @@
 
 import pytest
 
-from local_cloud.zones import subnet_of
+from local_cloud.scaling_rules import subnet_of
 
 SUBNETS = {
     "subnet-own": {"AvailabilityZone": "us-east-1a", "DefaultForAz": False},

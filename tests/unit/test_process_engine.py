@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -15,30 +16,39 @@ import pytest
 from local_cloud import images
 from local_cloud.cloud import SHIMS
 from local_cloud.docker import STATE_VARIABLE
-from local_cloud.dockerignore import ignored
-from local_cloud.images import EngineError, ImageConfig
+from local_cloud.images import EngineError
+
+TRAINING_IMAGE = Path(__file__).parents[2] / "training_image"
+
+RUN = ["run", "--rm", "--name", "x"]
 
 
 @pytest.mark.parametrize(
     ("path", "lines", "expected"),
     [
-        ("a/b.pyc", ["**/*.pyc"], True),
-        ("b.pyc", ["**/*.pyc"], True),
-        ("a/b.pyc", ["*.pyc"], False),  # anchored at the root, other than in Git
-        ("x/__pycache__/m", ["**/__pycache__"], True),
-        ("keep.md", ["*", "!keep.md"], False),
-        ("other.md", ["*", "!keep.md"], True),
-        ("a.b", ["a?b", "# comment", ""], True),
-        ("axb", ["a.b"], False),
-        ("dir/deep/file", ["dir/"], True),
+        ("a/b.pyc", ["**/*.pyc"], False),
+        ("b.pyc", ["**/*.pyc"], False),
+        ("a/b.pyc", ["*.pyc"], True),  # anchored at the root, other than in Git
+        ("x/__pycache__/m", ["**/__pycache__"], False),
+        ("keep.md", ["*", "!keep.md"], True),
+        ("room/keep.py", ["*", "!*/*.py"], True),  # below a folder that is left out, other than in Git
+        ("other.md", ["*", "!keep.md"], False),
+        ("keep.md", ["!keep.md", "*"], False),  # the last one that matches decides
+        ("a.b", ["a?b", "# comment", ""], False),
+        ("axb", ["a.b"], True),
+        ("dir/deep/file", ["dir/"], False),
     ],
 )
-def test_dockerignore(path: str, lines: list[str], expected: bool) -> None:
-    assert ignored(path, lines) is expected
+def test_dockerignore(tmp_path: Path, path: str, lines: list[str], expected: bool) -> None:
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).touch()
+    (tmp_path / ".dockerignore").write_text("\n".join(lines))
+    assert (path in images.context_files(tmp_path)) is expected
 
 
 def context(directory: Path, dockerfile: str, **files: str) -> Path:
     (directory / "Dockerfile").write_text(dockerfile)
+    (directory / ".dockerignore").write_text("*\n!*.py\n!*/*.py\n")
     for name, text in files.items():
         path = directory / name.replace("__", "/").replace("_py", ".py")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,37 +67,59 @@ FROM ${BASE} AS builder
 COPY absent /nowhere
 FROM ${BASE}
 ARG V=1
-WORKDIR /app
+# A comment, and
 RUN pip install \\
-    everything
-COPY --from=builder /venv /venv
-COPY a_py b_py ./
-COPY sub training/
-ENV PATHS="x y" OTHER=${V}
-LABEL who=me
-USER root
+# another one in the middle
+    everything$V
+COPY --from=builder /venv /
+ENV PATHS="x y" OTHER=1
+LABEL who=me \\
+    what="a test"
+WORKDIR /app
+COPY . training/
+USER 1000
 ENTRYPOINT ["python", "-m", "a"]
-CMD ["arg"]
-""".replace("_py", ".py")
-    directory = context(tmp_path, text, a_py="1", b_py="2", sub__c_py="3")
-    config, layer = images.build(directory, directory / "Dockerfile", {"V": "2"})
-    assert names(layer) == ["app/a.py", "app/b.py", "app/training/c.py"]
-    assert ImageConfig.from_json(config) == ImageConfig(
-        env={"PATHS": "x y", "OTHER": "2"},
-        working_dir="/app",
-        entrypoint=["python", "-m", "a"],
-        cmd=["arg"],
-        user="root",
-        labels={"who": "me"},
-    )
-    assert images.build(directory, directory / "Dockerfile", {"V": "2"}) == (config, layer)
+"""
+    directory = context(tmp_path, text, a_py="1", sub__c_py="3", sub__notes="4")
+    config, layer = images.build(directory)
+    assert names(layer) == ["app/training/a.py", "app/training/sub/c.py"]
+    assert json.loads(config)["config"] == {
+        "Env": ["PATHS=x y", "OTHER=1"],
+        "WorkingDir": "/app",
+        "Entrypoint": ["python", "-m", "a"],
+        "User": "1000",
+        "Labels": {"who": "me", "what": "a test"},
+    }
+    assert images.build(directory) == (config, layer)
+    (directory / "a.py").write_text("2")
+    assert images.build(directory) != (config, layer)
 
 
-@pytest.mark.parametrize("line", ["HEALTHCHECK NONE", "COPY missing .", "COPY --unknown=1 a .", "ADD http://x y"])
+def test_the_training_images_own_dockerfile_is_understood() -> None:
+    config, layer = images.build(TRAINING_IMAGE)
+    assert json.loads(config)["config"]["Entrypoint"] == ["python", "-m", "training_image.supervisor"]
+    assert "app/training_image/supervisor/__main__.py" in names(layer)
+    assert not [name for name in names(layer) if "Dockerfile" in name or "__pycache__" in name]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "HEALTHCHECK NONE",
+        "COPY missing .",
+        "COPY --unknown=1 a .",
+        "ADD http://x y",
+        'CMD ["x"]',
+        "ENTRYPOINT python",
+        "ENV A=$B",
+        "ENV A B",
+        "COPY . .",
+    ],
+)
 def test_what_is_not_modelled_is_refused(tmp_path: Path, line: str) -> None:
     directory = context(tmp_path, f"FROM scratch\n{line}\n")
-    with pytest.raises(EngineError):
-        images.build(directory, directory / "Dockerfile", {})
+    with pytest.raises(EngineError, match=line.split()[0]):
+        images.build(directory)
 
 
 def docker(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -115,8 +147,26 @@ def test_the_copy_runs_not_the_checkout(tmp_path: Path) -> None:
     where, directory = result.stdout.split()
     assert where == f"{state}/docker/containers/one/rootfs/app/training_image/__init__.py"
     assert directory == f"{state}/docker/containers/one/rootfs/app"
-    assert docker(state, "ps", "-q").stdout == ""
     assert not (state / "docker/containers/one").exists()
+
+
+def test_an_image_without_an_entry_point_needs_a_command_that_exists(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nENV X=1\n")
+    state = tmp_path / "state"
+    assert docker(state, "build", "--tag", "it", str(tmp_path)).returncode == 0
+    nothing = docker(state, *RUN, "it")
+    assert (nothing.returncode, "no command specified" in nothing.stderr) == (125, True)
+    assert docker(state, *RUN, "it", "no-such-program").returncode == 127
+    assert docker(state, *RUN, "it", "sh", "-c", "exit $((X + 1))").returncode == 2
+
+
+def test_a_name_in_use_is_refused_and_its_container_unharmed(tmp_path: Path) -> None:
+    state = built(tmp_path, "")
+    taken = state / "docker/containers/x/rootfs"
+    taken.mkdir(parents=True)
+    result = docker(state, *RUN, "it")
+    assert (result.returncode, "already in use" in result.stderr) == (125, True)
+    assert taken.exists()
 
 
 def test_stop_gives_the_time_it_was_told_and_then_kills(tmp_path: Path) -> None:
@@ -141,9 +191,13 @@ def test_stop_gives_the_time_it_was_told_and_then_kills(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["run", "--gpus", "all", "it"], 125, 'could not select device driver "" with capabilities: [[gpu]]'),
-        (["run", "--privileged", "it"], 125, "--privileged"),
-        (["run", "-v", "/a:/b", "it"], 125, "onto itself"),
+        (
+            [*RUN, "--gpus", "all", "it"],
+            125,
+            'could not select device driver "" with capabilities: [[gpu]]',
+        ),
+        ([*RUN, "--privileged", "it"], 125, "--privileged"),
+        ([*RUN, "-v", "/a:/b", "it"], 125, "onto itself"),
         (["stop", "absent"], 1, "No such container: absent"),
         (["push", "000000000000.dkr.ecr.us-east-1.amazonaws.com/x:1"], 1, "No such image"),
         (["pull", "000000000000.dkr.ecr.us-east-1.amazonaws.com/x:1"], 1, "no basic auth credentials"),
@@ -171,4 +225,4 @@ def test_a_sigterm_to_the_client_reaches_the_container(tmp_path: Path) -> None:
             running.terminate()
             assert running.wait(10) == 20
         finally:
-            docker(state, "rm", "-f", "x")
+            docker(state, "stop", "-t", "0", "x")
