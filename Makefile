@@ -50,7 +50,7 @@ bench-checkpoint: setup ## What checkpoints cost, and how soon one is safe; five
 bench-synth: setup ## How long `cdk synth` takes, beside an app of two resources; best on a quiet machine
 	$(BIN)/python benchmarks/bench_synth.py
 
-bench-transfer: setup ## How long a box's downloads take, beside `aws s3 sync`; SMALL=<files> LARGE=<MB>: less than 10000 and 2000
+bench-transfer: setup ## How long an instance's downloads take, beside `aws s3 sync`; SMALL=<files> LARGE=<MB>: less than 10000 and 2000
 	$(BIN)/python benchmarks/bench_transfer.py $(if $(SMALL),--small-files $(SMALL)) $(if $(LARGE),--large-mb $(LARGE))
 
 bench-first-step: setup ## How long an attempt takes from its container's start to its first step, by phase

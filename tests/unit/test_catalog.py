@@ -103,6 +103,12 @@ def test_each_family_counts_against_its_quota():
     assert quotas["p4d"].on_demand == quotas["p5"].on_demand == "L-417A185B"
 
 
+def test_the_page_of_failures_names_every_quota():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    for item in INSTANCES.values():
+        assert {item.quota.spot, item.quota.on_demand} <= set(re.findall(r"L-[0-9A-F]{8}", page)), item.name
+
+
 def test_p3_is_refused_for_a_reason_that_holds_and_not_priced():
     problem = str(instance_problem("p3.2xlarge"))
     assert "torch is built for CUDA 13, which begins at 7.5" in problem
