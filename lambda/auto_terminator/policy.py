@@ -94,7 +94,7 @@ def _stopped(request: StopRequest, facts: Facts) -> Ending | None:
     """Whoever asked (`lab stop`) may have gone; a run that waits for capacity has no box to obey."""
     if not facts.boxes:
         return Ending(request.reason, f"{request.detail}, and there was no instance.")
-    if facts.now > request.at + STOP_GRACE:
+    if facts.now > (request.at or EARLIEST) + STOP_GRACE:
         minutes = STOP_GRACE.seconds // 60
         return Ending(request.reason, f"A stop was asked for, and the box did not obey within {minutes} minutes.")
     return None

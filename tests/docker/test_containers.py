@@ -72,7 +72,7 @@ def test_a_run_is_disturbed_resumes_and_finishes_in_real_containers(stage: Stage
     assert stage.cdk("destroy", "TrainingStack", "--force", **long).returncode == 0
     outcome = stage.outcome(run_id)
     assert outcome is not None
-    assert (outcome["reason"], outcome["by"]) == ("stopped", "box"), stage.log(run_id)
+    assert (outcome["reason"], outcome["by"]) == ("stopped", "instance"), stage.log(run_id)
     assert containers(docker) == []
 
 
@@ -80,7 +80,7 @@ def test_a_run_finishes_and_ends_its_box(stage: Stage, docker: Docker):
     run_id = stage.deploy(**SHORT)["RunId"]
     outcome = stage.wait("an outcome", lambda: stage.outcome(run_id), run_id, seconds=400)
     stage.wait("the box is gone", lambda: not stage.instances(), run_id)
-    assert (outcome["reason"], outcome["by"], outcome["attempts"]) == ("succeeded", "box", 1), stage.log(run_id)
+    assert (outcome["reason"], outcome["by"], outcome["attempts"]) == ("succeeded", "instance", 1), stage.log(run_id)
     keys = contract.RunKeys(run_id)
     assert keys.adapter + "adapter_model.safetensors" in stage.objects(keys.prefix)
     assert containers(docker) == []

@@ -52,7 +52,7 @@ def test_runs_that_finish(stage: Stage):
     first = stage.deploy(**SHORT)
     run_id = first["RunId"]
     outcome = finished(stage, run_id)
-    assert (outcome["reason"], outcome["by"], outcome["attempts"]) == ("succeeded", "box", 1), stage.log(run_id)
+    assert (outcome["reason"], outcome["by"], outcome["attempts"]) == ("succeeded", "instance", 1), stage.log(run_id)
     keys = contract.RunKeys(run_id)
     objects = stage.objects(keys.prefix)
     assert {keys.adapter + "adapter_model.safetensors", keys.adapter + "README.md"} <= set(objects)
@@ -131,7 +131,7 @@ def test_a_run_that_is_disturbed_and_then_destroyed(stage: Stage, tmp_path: Path
     assert not stage.instances()
     outcome = stage.outcome(run_id)
     assert outcome is not None
-    assert (outcome["reason"], outcome["by"]) == ("stopped", "box"), stage.log(run_id)
+    assert (outcome["reason"], outcome["by"]) == ("stopped", "instance"), stage.log(run_id)
     assert (stage.verified_step(run_id, tmp_path / "after-destroy") or 0) > step
 
 
@@ -139,7 +139,7 @@ def test_the_box_stops_with_a_checkpoint_before_its_deadline(stage: Stage, tmp_p
     """Killer 1: seven minutes of run time, of which the last five are kept back for stopping."""
     run_id = stage.deploy("-c", "max_runtime_hours=0.12", **LONG)["RunId"]
     outcome = finished(stage, run_id)
-    assert (outcome["reason"], outcome["by"]) == ("expired", "box"), stage.log(run_id)
+    assert (outcome["reason"], outcome["by"]) == ("expired", "instance"), stage.log(run_id)
     saved = stage.verified_step(run_id, tmp_path / "checkpoint")
     assert saved
 

@@ -48,7 +48,7 @@ def test_limits_new_runs_and_the_instance_switched_off(stage: Stage, tmp_path: P
     stage.deploy(*later, "-c", "create_instance=false", **LONG)
     outcome = stage.outcome(run_id)
     assert outcome is not None
-    assert (outcome["reason"], outcome["by"]) == ("stopped", "box"), stage.log(run_id)
+    assert (outcome["reason"], outcome["by"]) == ("stopped", "instance"), stage.log(run_id)
     assert not stage.instances()
     assert (stage.verified_step(run_id, tmp_path / "checkpoint") or 0) > step
 

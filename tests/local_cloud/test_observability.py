@@ -76,7 +76,7 @@ def test_figures_and_log_arrive_through_the_box_role(
         "data_uri": f"s3://{lab.bucket}/data/",
         "settings": settings,
         "settings_sha256": contract.settings_digest(settings),
-        "training_command": [sys.executable, str(ROOT / "tests/support/fake_trainer.py"), str(work)],
+        "training_command": [sys.executable, str(ROOT / "tests/support/fake_trainer.py")],
         "stack_name": STACK,
         "log_group": LOG_GROUP,
     }

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -16,7 +16,8 @@ from typing import Any
 
 import psutil
 
-from training_image.core.contract import RunKeys, WorkDir, settings_digest
+from tests.support.runs import run_json
+from training_image.core.contract import RunKeys, WorkDir
 from training_image.core.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,18 +97,14 @@ class Lab:
 
     def start_run(self, *trainer: str, **changes: Any) -> None:
         """Write run.json; ``trainer`` are options of fake_trainer.py."""
-        settings = changes.pop("settings", SETTINGS)
-        run = {
+        own = {
             "run_id": self.keys.run_id,
-            "deadline": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
             "max_attempts": 3,
-            "gpus": 0,
             "data_uri": self.data_uri,
-            "settings": settings,
-            "settings_sha256": settings_digest(settings),
-            "training_command": [sys.executable, str(FAKE_TRAINER), str(self.work.root), *trainer],
+            "settings": SETTINGS,
+            "training_command": [sys.executable, str(FAKE_TRAINER), *trainer],
         }
-        self.store.put_json(self.keys.run, run | changes)
+        self.store.put_json(self.keys.run, run_json(**(own | changes)))
 
     @property
     def work(self) -> WorkDir:

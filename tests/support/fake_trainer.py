@@ -7,6 +7,7 @@ in ``saving``, until it is told to stop, and then finishes.
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -14,8 +15,8 @@ from pathlib import Path
 
 HOLD_SECONDS = 60
 
-work = Path(sys.argv[1])
-options = dict(argument.split("=", 1) for argument in sys.argv[2:])
+work = Path(os.environ["WORK_DIR"])
+options = dict(argument.split("=", 1) for argument in sys.argv[1:])
 total = int(options.get("steps", 6))
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+from tests.support.runs import run_json
 from training_image.core.contract import WorkDir
 from training_image.train.__main__ import main
 from training_image.train.callbacks import RunCallback
@@ -32,7 +33,7 @@ def prepare(root, base, settings=SETTINGS):
     lines = [json.dumps({"prompt": f"Say {n}", "completion": "abcdefgh"[: n % 7 + 1]}) + "\n" for n in range(20)]
     (work.data / "train.jsonl").write_text("".join(lines))
     work.model.symlink_to(base)
-    work.run.write_text(json.dumps({"run_id": "demo-main-1", "run_name": "demo", "settings": settings}))
+    work.run.write_text(json.dumps(run_json(run_id="demo-main-1", run_name="demo", settings=settings)))
     return work
 
 

@@ -9,6 +9,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.support.lambdas import load
+from tests.support.runs import run_json
 from training_image.core.contract import RunKeys
 
 index = load("auto_terminator", "index").index
@@ -43,17 +44,8 @@ class Aws:
         self.beat(NOW)
 
     def run(self, **changes):
-        run = {
-            "run_id": KEYS.run_id,
-            "stack_name": "TrainingStack",
-            "outputs_bucket": "out",
-            "created_at": (NOW - timedelta(hours=1)).isoformat(),
-            "max_attempts": 5,
-            "auto_shutdown": True,
-            "spec": {"usd_per_hour": 1.0, "destroy_command": "cdk destroy TrainingStack"},
-            **changes,
-        }
-        self.put(KEYS.run, {**run, "deadline": run["deadline"].isoformat()})
+        own = {"run_id": KEYS.run_id, "created_at": (NOW - timedelta(hours=1)).isoformat(), **changes}
+        self.put(KEYS.run, run_json(**{**own, "deadline": own["deadline"].isoformat()}))
 
     def beat(self, at: datetime, **changes):
         beat = {"instance_id": "i-1", "at": at.isoformat(), "attempt": 1, "phase": "training", "durable_step": 40}
@@ -76,10 +68,10 @@ class Aws:
             raise refused("SlowDown")
         if Key not in self.objects:
             raise refused("NoSuchKey")
-        return {"Body": io.BytesIO(self.objects[Key])}
+        return {"Body": io.BytesIO(self.objects[Key]), "ETag": str(hash(self.objects[Key]))}
 
-    def put_object(self, Bucket, Key, Body, IfNoneMatch=None):
-        if IfNoneMatch and Key in self.objects:
+    def put_object(self, Bucket, Key, Body, IfNoneMatch=None, IfMatch=None):
+        if (IfNoneMatch and Key in self.objects) or (IfMatch and IfMatch != str(hash(self.objects[Key]))):
             raise refused("PreconditionFailed")
         self.objects[Key] = Body
 
@@ -92,6 +84,9 @@ class Aws:
         return self
 
     def paginate(self, **arguments):
+        if self.operation == "list_objects_v2":
+            found = [key for key in self.objects if key.startswith(arguments["Prefix"])]
+            return [{"Contents": [{"Key": k, "Size": 1, "LastModified": NOW, "ETag": "e"} for k in found]}]
         if self.operation == "describe_instances":
             assert {"Name": "tag:llm-tuning-lab:stack", "Values": ["1a2b3c4d"]} in arguments["Filters"]
             return [{"Reservations": [{"Instances": self.boxes}]}]
@@ -108,6 +103,8 @@ class Aws:
 
     def publish(self, TopicArn, Subject, Message):
         assert TopicArn == "topic"
+        if "sns" in self.broken:
+            raise refused("Throttled")
         self.mails.append(Subject)
 
 
@@ -156,12 +153,64 @@ def test_a_step_that_fails_keeps_no_other_from_being_tried_and_the_function_fail
 
 
 def test_an_outcome_of_the_box_stands(aws):
-    said = {"reason": "succeeded", "by": "box", "at": (NOW - timedelta(minutes=11)).isoformat()}
+    said = {"reason": "succeeded", "by": "instance", "at": (NOW - timedelta(minutes=11)).isoformat()}
     aws.put(KEYS.outcome, said)
     look()
     assert aws.calls == ["capacity 0", "terminate i-1"]
     assert aws.get(KEYS.outcome) == said
     assert set(aws.mails) == {"TrainingStack: instances terminated", f"TrainingStack: run {KEYS.run_id} succeeded"}
+
+
+def test_an_email_that_could_not_be_sent_is_sent_by_the_next_look_once(aws):
+    aws.run(deadline=NOW - timedelta(minutes=6))
+    aws.broken = {"sns"}
+    with pytest.raises(RuntimeError, match="mailing failed"):
+        look()
+    assert aws.mails == []
+    assert aws.get(KEYS.event("ended"))["sent"] == "failed"
+    aws.broken = set()
+    look()
+    look()
+    assert aws.mails == [f"TrainingStack: run {KEYS.run_id} reached its deadline"]
+    assert aws.get(KEYS.event("ended"))["sent"] == "sent"
+
+
+def test_what_another_function_could_not_send_is_sent_too(aws):
+    event = {"subject": "It has started", "body": "b", "token": "t"}
+    aws.put(KEYS.event("started"), {**event, "at": datetime.now(UTC).isoformat(), "sent": "pending"})
+    look()
+    assert aws.mails == [], "whoever is about to send it may still be at work"
+    aws.put(KEYS.event("started"), {**event, "at": "2026-01-01T00:00:00+00:00", "sent": "pending"})
+    look()
+    look()
+    assert aws.mails == ["It has started"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b"{", b'{"schema": 3}', b'{"limits": {"deadline": "9999-12-31T23:59:59+00:00"}}']
+)
+def test_a_control_file_that_cannot_be_understood_leaves_the_runs_own_limits(aws, body):
+    aws.run(deadline=NOW - timedelta(minutes=6))
+    aws.objects[KEYS.control] = body
+    look()
+    assert aws.get(KEYS.outcome)["reason"] == "expired"
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b'{"reason": "of its own"}', b'"succeeded"'])
+def test_an_outcome_that_cannot_be_understood_has_ended_the_run(aws, body):
+    aws.objects[KEYS.outcome] = body
+    look()
+    assert aws.calls == ["capacity 0", "terminate i-1"]
+    assert f"TrainingStack: run {KEYS.run_id} failed" in aws.mails
+
+
+@pytest.mark.parametrize("body", [b"[1]", b'{"run_id": 7}', b"\xff"])
+def test_a_run_that_cannot_be_understood_ends_by_age(aws, body):
+    aws.objects[KEYS.run] = body
+    look()
+    assert aws.calls == []
+    look(now=NOW + timedelta(hours=2))
+    assert aws.calls == ["capacity 0", "terminate i-1"]
 
 
 def test_without_s3_an_old_box_is_ended_and_a_young_one_is_not(aws):

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.lambdas import load
+from tests.support.runs import a_run
 from training_image.core.contract import Reason
+from training_image.core.records import Control, Heartbeat, LimitChange, Outcome, StopRequest
 
 policy = load("auto_terminator", "policy").policy
 Box, Facts, decide = policy.Box, policy.Facts, policy.decide
@@ -26,11 +28,12 @@ def facts(now: datetime, **changes):
         "now": now,
         "boxes": (Box("i-1", START),),
         "desired": 1,
-        "run": {"deadline": DEADLINE.isoformat(), "max_attempts": 5, "auto_shutdown": True},
+        "run": a_run(created_at=START.isoformat(), deadline=DEADLINE.isoformat()),
         "outcome": None,
-        "heartbeat": {"instance_id": "i-1", "at": now.isoformat()},
+        "heartbeat": Heartbeat(instance_id="i-1", at=now),
         "launches": 1,
         "max_runtime": timedelta(hours=12),
+        "control": Control(),
     }
     return Facts(**{**values, **changes})
 
@@ -43,13 +46,13 @@ def test_the_box_goes_first_at_the_deadline():
 
 
 def test_a_run_that_waits_for_capacity_ends_at_its_deadline_too():
-    waiting = {"boxes": (), "heartbeat": None, "launches": 0}
+    waiting = {"boxes": (), "heartbeat": Heartbeat(), "launches": 0}
     assert decide(facts(DEADLINE - minutes(1), **waiting)) is None
     assert decide(facts(DEADLINE + minutes(6), **waiting)).reason is Reason.EXPIRED
 
 
 def test_a_box_that_outlives_its_run_is_ended_without_another_outcome():
-    ended = {"outcome": {"reason": "succeeded", "at": START.isoformat()}}
+    ended = {"outcome": Outcome(Reason.SUCCEEDED, at=START)}
     assert decide(facts(START + minutes(9), **ended)) is None, "it still uploads its logs"
     ending = decide(facts(START + minutes(11), **ended))
     assert ending.reason is None
@@ -57,17 +60,19 @@ def test_a_box_that_outlives_its_run_is_ended_without_another_outcome():
 
 def test_a_box_kept_for_review_stays_until_the_deadline():
     kept = {
-        "outcome": {"reason": "failed", "at": START.isoformat()},
-        "run": {"deadline": DEADLINE.isoformat(), "max_attempts": 5, "auto_shutdown": False},
-        "heartbeat": None,
+        "outcome": Outcome(Reason.FAILED, at=START),
+        "run": a_run(deadline=DEADLINE.isoformat(), auto_shutdown=False),
+        "heartbeat": Heartbeat(),
     }
     assert decide(facts(DEADLINE, **kept)) is None
     assert decide(facts(DEADLINE + minutes(6), **kept)) is not None
+    stopped = Control(stop=StopRequest(START))
+    assert decide(facts(DEADLINE, **kept, control=stopped)) is not None, "who stops a run has reviewed it"
 
 
 def test_silence_ends_a_run_but_booting_is_no_silence():
     last = START + minutes(60)
-    heard = {"heartbeat": {"instance_id": "i-1", "at": last.isoformat()}}
+    heard = {"heartbeat": Heartbeat(instance_id="i-1", at=last)}
     assert decide(facts(last + minutes(9), **heard)) is None
     ending = decide(facts(last + minutes(11), **heard))
     assert ending.reason is Reason.FAILED
@@ -78,13 +83,13 @@ def test_silence_ends_a_run_but_booting_is_no_silence():
 
 
 def test_a_stop_ends_a_run_that_has_no_box_at_once_and_a_box_that_does_not_obey():
-    asked = {"stop": {"reason": "stopped", "detail": "`lab stop` was typed", "at": START.isoformat()}}
-    waiting = {"boxes": (), "heartbeat": None, "launches": 0}
+    asked = {"control": Control(stop=StopRequest(START, detail="`lab stop` was typed"))}
+    waiting = {"boxes": (), "heartbeat": Heartbeat(), "launches": 0}
     ending = decide(facts(START + minutes(1), **asked, **waiting))
     assert (ending.reason, ending.sentence) == (Reason.STOPPED, "`lab stop` was typed, and there was no instance.")
     assert decide(facts(START + minutes(9), **asked)) is None, "it saves its checkpoint"
     assert decide(facts(START + minutes(11), **asked)).reason is Reason.STOPPED
-    assert decide(facts(START + minutes(11), **asked, outcome={"at": (START + minutes(10)).isoformat()})) is None
+    assert decide(facts(START + minutes(11), **asked, outcome=Outcome(Reason.STOPPED, at=START + minutes(10)))) is None
 
 
 def test_a_crash_loop_ends():
@@ -95,37 +100,37 @@ def test_a_crash_loop_ends():
 
 
 def test_where_nothing_can_be_read_age_alone_decides():
-    blind = {"run": None, "heartbeat": None}
+    blind = {"run": None, "heartbeat": Heartbeat()}
     assert decide(facts(START + timedelta(hours=12), **blind)) is None
     assert decide(facts(START + timedelta(hours=12.6), **blind)).reason is None
 
 
-@pytest.mark.parametrize("finished", [None, {"reason": "succeeded", "at": START.isoformat()}])
+@pytest.mark.parametrize("finished", [None, Outcome(Reason.SUCCEEDED, at=START)])
 def test_without_boxes_and_capacity_there_is_nothing_to_end_before_the_deadline(finished):
-    nothing = {"boxes": (), "desired": 0, "outcome": finished, "heartbeat": None}
+    nothing = {"boxes": (), "desired": 0, "outcome": finished, "heartbeat": Heartbeat()}
     assert decide(facts(START + minutes(30), **nothing)) is None
 
 
 moments = st.datetimes(datetime(2025, 12, 31), datetime(2026, 1, 3), timezones=st.just(UTC))
-texts = st.none() | st.just("nonsense") | moments.map(datetime.isoformat)
+runs = st.builds(
+    lambda deadline, attempts, kept: a_run(deadline=deadline.isoformat(), max_attempts=attempts, auto_shutdown=kept),
+    moments, st.integers(1, 5), st.booleans(),
+)  # fmt: skip
 anything = st.fixed_dictionaries(
     {
         "boxes": st.lists(st.builds(Box, st.sampled_from(["i-1", "i-2"]), moments), max_size=2).map(tuple),
         "desired": st.integers(0, 1),
-        "run": st.none()
-        | st.fixed_dictionaries(
-            {},
-            optional={
-                "deadline": texts,
-                "max_attempts": st.none() | st.integers(1, 5),
-                "auto_shutdown": st.booleans(),
-            },
+        "run": st.none() | runs,
+        "outcome": st.none() | st.builds(Outcome, st.sampled_from(Reason), at=st.none() | moments),
+        "heartbeat": st.builds(
+            Heartbeat, instance_id=st.none() | st.sampled_from(["i-1", "i-2"]), at=st.none() | moments
         ),
-        "outcome": st.none() | st.fixed_dictionaries({}, optional={"at": texts}),
-        "heartbeat": st.none()
-        | st.fixed_dictionaries({}, optional={"instance_id": st.sampled_from(["i-1", "i-2"]), "at": texts}),
         "launches": st.integers(0, 9),
-        "stop": st.none() | st.fixed_dictionaries({}, optional={"at": texts}),
+        "control": st.builds(
+            Control,
+            stop=st.none() | st.builds(StopRequest, moments),
+            limits=st.none() | st.builds(LimitChange, st.none() | moments, st.none(), st.none() | st.booleans()),
+        ),
     }
 )
 
@@ -151,5 +156,5 @@ def test_no_box_outlives_the_deadline_or_where_that_is_unknown_its_age(values):
 @given(st.timedeltas(timedelta(0), timedelta(hours=12)), st.timedeltas(timedelta(0), minutes(10)), st.integers(1, 5))
 def test_a_run_in_good_health_is_never_ended(age, quiet, launches):
     now = START + age
-    beat = {"instance_id": "i-1", "at": (now - quiet).isoformat()}
+    beat = Heartbeat(instance_id="i-1", at=now - quiet)
     assert decide(facts(now, heartbeat=beat, launches=launches)) is None

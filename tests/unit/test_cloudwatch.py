@@ -1,6 +1,7 @@
 """What of an attempt reaches CloudWatch, and that nothing there can disturb a run."""
 
 import logging
+from dataclasses import replace
 
 import boto3
 import pytest
@@ -8,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.box import REGION, wait_for
+from training_image.core.contract import Phase
+from training_image.core.records import Status
 from training_image.supervisor import cloudwatch
 from training_image.supervisor.cloudwatch import CloudWatch, gpu_figures, log_events, training_figures
 
-STATUS = {"phase": "training", "step": 7, "loss": 1.5, "tokens_per_second": 900.0, "eta_seconds": 3}
+STATUS = Status(Phase.TRAINING, step=7, loss=1.5, tokens_per_second=900.0, eta_seconds=3)
 
 
 def messages(text: bytes, *, last: bool = False) -> list[str]:
@@ -26,13 +29,13 @@ def test_figures_of_a_training_box():
 
 
 def test_what_is_not_known_yet_is_not_published():
-    assert training_figures({}, None, 1) == {"Attempt": 1}
-    assert training_figures({"phase": "training", "step": 0, "loss": None}, None, 1) == {"Step": 0, "Attempt": 1}
+    assert training_figures(Status(), None, 1) == {"Attempt": 1}
+    assert training_figures(Status(Phase.TRAINING, step=0), None, 1) == {"Step": 0, "Attempt": 1}
 
 
 def test_an_old_loss_is_not_repeated_while_the_box_evaluates():
-    assert "Loss" not in training_figures({**STATUS, "phase": "evaluating_after"}, 7, 1)
-    assert "TokensPerSecond" not in training_figures({**STATUS, "phase": "evaluating_after"}, 7, 1)
+    assert "Loss" not in training_figures(replace(STATUS, phase=Phase.EVALUATING_AFTER), 7, 1)
+    assert "TokensPerSecond" not in training_figures(replace(STATUS, phase=Phase.EVALUATING_AFTER), 7, 1)
 
 
 def test_gpus_are_busy_on_average_and_as_full_as_the_fullest():

@@ -7,9 +7,11 @@ from lab.demo import fault
 from lab.demo.environment import InputError
 from lab.demo.fault import DemoFault, Saboteur
 from lab.operator.follow import Place
-from training_image.core.contract import RunKeys
+from training_image.core.contract import Phase, RunKeys
+from training_image.core.records import Heartbeat
+from training_image.core.store import Store
 
-PLACE = Place("bucket", RunKeys("run-1"), "group")
+PLACE = Place(Store(None, "bucket"), RunKeys("run-1"), "group")
 
 
 class Cloud:
@@ -49,16 +51,16 @@ def test_a_kill_waits_for_work_that_a_durable_checkpoint_does_not_hold(strikes):
     saboteur = Saboteur(DemoFault.KILL_MACHINE, Cloud())
     saboteur.before_the_run()
     for beat in (
-        {},
-        {"phase": "training", "step": 3, "durable_step": None, "instance_id": "i-1"},
-        {"phase": "training", "step": 3, "durable_step": 3, "instance_id": "i-1"},
-        {"phase": "evaluating_after", "step": 9, "durable_step": 3, "instance_id": "i-1"},
+        Heartbeat(),
+        Heartbeat(phase=Phase.TRAINING, step=3, instance_id="i-1"),
+        Heartbeat(phase=Phase.TRAINING, step=3, durable_step=3, instance_id="i-1"),
+        Heartbeat(phase=Phase.EVALUATING_AFTER, step=9, durable_step=3, instance_id="i-1"),
     ):
         saboteur.at(PLACE, beat)
     assert strikes == []
     assert not saboteur.struck
     for step in (4, 5):
-        saboteur.at(PLACE, {"phase": "training", "step": step, "durable_step": 3, "instance_id": "i-1"})
+        saboteur.at(PLACE, Heartbeat(phase=Phase.TRAINING, step=step, durable_step=3, instance_id="i-1"))
     assert strikes == [(Kind.KILL_MACHINE, "i-1")], "once"
     assert saboteur.struck
 

@@ -7,6 +7,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lab.operator.progress import Progress, Shown, describe, duration
+from training_image.core.contract import Phase
+from training_image.core.records import Heartbeat
+
+TRAINING = Phase.TRAINING
 
 
 class Clock:
@@ -23,15 +27,15 @@ def plain() -> tuple[Progress, Clock, io.StringIO]:
 
 
 def test_training_in_words() -> None:
-    beat = {"phase": "training", "step": 12, "total_steps": 60, "loss": 2.314, "tokens_per_second": 311.7}
-    shown = describe(beat | {"eta_seconds": 130.2})
+    beat = Heartbeat(phase=TRAINING, step=12, total_steps=60, loss=2.314, tokens_per_second=311.7, eta_seconds=130.2)
+    shown = describe(beat)
     assert shown == Shown("step 12 of 60 · loss 2.31 · 312 tokens/s · 2 min 10 s left", 0.2)
 
 
 def test_fields_that_are_missing_are_left_out() -> None:
-    assert describe({"phase": "training", "step": None, "total_steps": 60, "loss": None}) == Shown("step 0 of 60", 0.0)
-    assert describe({"phase": "training"}) == Shown()
-    assert describe({}) == Shown()
+    assert describe(Heartbeat(phase=TRAINING, total_steps=60)) == Shown("step 0 of 60", 0.0)
+    assert describe(Heartbeat(phase=TRAINING)) == Shown()
+    assert describe(Heartbeat()) == Shown()
 
 
 @given(st.floats(0, 1e6))

@@ -3,19 +3,22 @@
 import dataclasses
 import io
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
 from rich.console import Console
 
 from lab.demo import report
 from lab.demo.recheck import Recheck
-from lab.demo.summary import Facts, box_seconds, phase_seconds, problems, summarize, to_first_step
-from lab.operator import record
+from lab.demo.summary import Facts, instance_seconds, phase_seconds, problems, summarize, to_first_step
+from lab.operator import record, resources
 from lab.operator.record import RunRecord
-from training_image.core.contract import RunKeys
+from tests.support.runs import a_run, run_json
+from training_image.core.contract import Actor, Reason, RunKeys
+from training_image.core.records import Outcome
+from training_image.core.store import StoredObject
 
 PROMISED = """
 run_id outcome ended_by engine base_model train_examples eval_examples steps eval_loss_before eval_loss_after
@@ -34,9 +37,8 @@ def good() -> Facts:
     return Facts(
         run_id="run-1a2b3c4d-1",
         record=RunRecord(
-            run={"settings": {"model": {"base_model": "s3://training/models/Small/"}}},
-            outcome={"reason": "succeeded", "by": "box", "attempts": 1, "resumed_from_step": None, "step": 60}
-            | {"adapter_sha256": "ab12"},
+            run=a_run(settings={"model": {"base_model": "s3://training/models/Small/"}}),
+            outcome=Outcome(Reason.SUCCEEDED, by=Actor.INSTANCE, attempts=1, step=60, adapter_sha256="ab12"),
             eval_before={"loss": 4.8, "exact_match": 0.0, "examples": 96}
             | {"samples": [{"prompt": "Which call?", "expected": "ec2:A", "answer": "I think [bold]"}]},
             eval_after={"loss": 1.2001},
@@ -44,7 +46,7 @@ def good() -> Facts:
         ),
         recheck=Recheck(3336, 96, 1.2, 0.25, samples, "ab12"),
         adapter_uri="s3://outputs/runs/run-1a2b3c4d-1/adapter/",
-        ended_by="box",
+        ended_by="instance",
         instances_before_destroy=0,
         instances_after=0,
         stacks_after=["CDKToolkit", "DataStack"],
@@ -71,14 +73,14 @@ def test_all_is_well() -> None:
 
 def changed_outcome(**values: Any) -> dict[str, Any]:
     facts = good()
-    return {"record": dataclasses.replace(facts.record, outcome=facts.record.outcome | values)}
+    return {"record": dataclasses.replace(facts.record, outcome=dataclasses.replace(facts.record.outcome, **values))}
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"problem": "cdk deploy failed"}, "cdk deploy failed"),
-        (changed_outcome(reason="failed", detail="train.jsonl, line 3"), "line 3"),
+        (changed_outcome(reason=Reason.FAILED, detail="train.jsonl, line 3"), "line 3"),
         (changed_outcome(adapter_sha256="other"), "sha256"),
         ({"recheck": None}, "not evaluated again"),
         ({"recheck": dataclasses.replace(good().recheck, loss=1.5)}, "1.5"),
@@ -97,7 +99,7 @@ def test_every_failure_is_named(change: dict[str, Any], said: str) -> None:
 def test_phase_seconds_adds_attempts_up() -> None:
     timelines = tuple(timeline(("training", start, 5.0)) for start in (0.0, 100.0))
     assert phase_seconds({"Deploying DataStack": 7.04}, timelines) == {"deploying_datastack": 7.0, "training": 10.0}
-    assert box_seconds(timelines) == 10.0
+    assert instance_seconds(timelines) == 10.0
 
 
 def test_the_way_to_the_first_step_ends_with_it_and_is_no_sum_of_phases_that_overlap() -> None:
@@ -106,7 +108,7 @@ def test_the_way_to_the_first_step_ends_with_it_and_is_no_sum_of_phases_that_ove
     assert to_first_step((whole, {})) == {"image_pull": 5.0, "prefetch": 6.0, "first_step": 2.5, "total": 8.5}
     assert to_first_step((timeline(*boot),)) == {}
     assert to_first_step(()) == {}
-    assert box_seconds((whole,)) == 68.5
+    assert instance_seconds((whole,)) == 68.5
 
 
 @pytest.mark.parametrize("width", [40, 80, 160])
@@ -126,7 +128,7 @@ def test_report_of_a_failure_names_the_log(tmp_path: Path) -> None:
     log.parent.mkdir(parents=True)
     log.touch()
     console = Console(file=io.StringIO(), width=500)
-    facts = dataclasses.replace(good(), **changed_outcome(reason="failed", detail="[b]odd text"))
+    facts = dataclasses.replace(good(), **changed_outcome(reason=Reason.FAILED, detail="[b]odd text"))
     report.show(console, summarize(facts), problems(facts), facts, tmp_path)
     assert str(log) in console.file.getvalue()
     assert "[b]odd text" in console.file.getvalue()
@@ -145,49 +147,52 @@ CAPACITY = (
 @pytest.mark.parametrize(
     ("causes", "by", "expected"),
     [
-        ([REQUEST], "box", "box"),
+        ([REQUEST], Actor.INSTANCE, "instance"),
         ([REQUEST], None, "group"),
-        ([CAPACITY], "box", "group"),
-        ([CAPACITY], "controller", "controller"),
-        ([CAPACITY.replace("a user request update", "scheduled action deadline")], "box", "scheduled_action"),
-        (["At T an instance was taken out of service in response to an EC2 health check."], "box", "health_check"),
-        ([], "box", None),
+        ([CAPACITY], Actor.INSTANCE, "group"),
+        ([CAPACITY], Actor.CONTROLLER, "controller"),
+        ([CAPACITY.replace("a user request update", "scheduled action deadline")], Actor.INSTANCE, "scheduled_action"),
+        (
+            ["At T an instance was taken out of service in response to an EC2 health check."],
+            Actor.INSTANCE,
+            "health_check",
+        ),
+        ([], Actor.INSTANCE, None),
     ],
 )
-def test_who_ended_the_box(causes: list[str], by: str | None, expected: str | None) -> None:
-    assert record.ended_by(causes, {"by": by}) == expected
+def test_who_ended_the_instance(causes: list[str], by: Actor | None, expected: str | None) -> None:
+    assert resources.ended_by(causes, Outcome(Reason.SUCCEEDED, by=by)) == expected
 
 
-class FakeS3:
-    """One bucket in a dict."""
+class Memory:
+    """A store in a dict."""
 
     def __init__(self, objects: dict[str, Any]) -> None:
         self._objects = objects
 
-    def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:
-        if Key not in self._objects:
-            raise ClientError({"Error": {"Code": "NoSuchKey"}}, "GetObject")
-        return {"Body": io.BytesIO(json.dumps(self._objects[Key]).encode())}
+    def read(self, key: str) -> bytes | None:
+        return json.dumps(self._objects[key]).encode() if key in self._objects else None
 
-    def get_paginator(self, _operation: str) -> "FakeS3":
-        return self
-
-    def paginate(self, *, Bucket: str, Prefix: str) -> list[dict[str, Any]]:
-        return [{}, {"Contents": [{"Key": key} for key in self._objects if key.startswith(Prefix)]}]
+    def list(self, prefix: str) -> list[StoredObject]:
+        at = datetime.now(UTC)
+        return [StoredObject(key, 1, at, "e") for key in self._objects if key.startswith(prefix)]
 
 
 def test_a_run_is_read_from_its_objects() -> None:
     keys = RunKeys("run-1a2b3c4d-1")
-    s3 = FakeS3(
+    store = Memory(
         {
-            keys.run: {"run_id": keys.run_id},
+            keys.run: run_json(run_id=keys.run_id),
             keys.outcome: {"reason": "succeeded"},
-            f"{keys.attempt(1)}claim.json": {},
-            f"{keys.attempt(2)}claim.json": {},
+            keys.claim(1): {},
+            keys.claim(2): {},
             f"{keys.attempt(2)}timeline.json": {"booted_at": 1.0},
+            f"{keys.metrics}eval_after.json": ["nonsense"],
         }
     )
-    found = record.read_run(s3, "outputs", keys)
+    found = record.record(store, keys)
     assert found.succeeded
+    assert found.run is not None
+    assert found.run.run_id == keys.run_id
     assert found.timelines == ({"booted_at": 1.0},)
-    assert found.eval_before == {}
+    assert (found.eval_before, found.eval_after) == (None, None)

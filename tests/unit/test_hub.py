@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tests.support import tiny_model
 from tests.support.box import wait_for
 from tests.support.fake_hub import fake_hub
-from training_image.core.contract import HUB_MIRROR, RunKeys, SupervisorExit, TrainerExit, WorkDir, settings_digest
+from tests.support.runs import run_json
+from training_image.core.contract import HUB_MIRROR, RunKeys, SupervisorExit, TrainerExit, WorkDir
+from training_image.core.records import Run
 from training_image.storage import hub as hub_module
 from training_image.storage.hub import Listing, UnusableModelError, needed
 from training_image.storage.hub_cache import HubModel
@@ -329,13 +331,10 @@ def test_the_real_trainer_trains_it_offline(hub, lab, monkeypatch):
     lab.training.put("data/train.jsonl", lines.encode())
     work, home = WorkDir(lab.folder / "w"), lab.folder / "home"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
-    run = {"run_id": "r", "run_name": "r", "settings": SETTINGS, "secrets": {}}
-    facts = {"deadline": "2099-01-01T00:00:00Z", "max_attempts": 1, "gpus": 0, "data_uri": lab.data_uri}
-    run |= {**facts, "settings_sha256": settings_digest(SETTINGS), "training_bucket": lab.training.bucket}
+    run = run_json(settings=SETTINGS, data_uri=lab.data_uri, training_bucket=lab.training.bucket)
     preparation.clear(work)
     work.run.write_text(json.dumps(run))
-    parsed = preparation.RunFile.model_validate(run)
-    preparation.prepare(lab.store, RunKeys("r"), parsed, work)
+    preparation.prepare(lab.store, RunKeys("r"), Run.read(run), work)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "LLM_", "AWS_"))}
     done = subprocess.run(
         [*TRAINER, str(work.root)],

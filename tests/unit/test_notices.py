@@ -1,24 +1,28 @@
 """What an e-mail says: what happened, what it has cost at most, what to type next."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.runs import a_run
 from training_image.core import notices
-from training_image.core.contract import Reason
-from training_image.core.notices import Usage, usage
+from training_image.core.contract import Actor, Reason
+from training_image.core.records import Outcome
+from training_image.core.usage import Usage, usage
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-RUN = {
-    "run_id": "run-1a2b3c4d-1",
-    "stack_name": "TrainingStack",
-    "outputs_bucket": "out",
-    "instance_types": ["g5.xlarge"],
-    "deadline": "2026-01-01T13:00:00+01:00",
-    "spec": {"use_spot": True, "usd_per_hour": 1.006, "destroy_command": "cdk destroy TrainingStack -c run=x"},
-}
+RUN = a_run(
+    deadline="2026-01-01T13:00:00+01:00",
+    spec={
+        "use_spot": True,
+        "usd_per_hour": 1.006,
+        "deploy_command": "cdk deploy TrainingStack",
+        "destroy_command": "cdk destroy TrainingStack -c run=x",
+    },
+)
 USED = Usage(2, 3.5)
 
 
@@ -46,7 +50,7 @@ def test_the_start_says_the_deadline_in_utc_the_price_and_how_to_follow():
 
 
 def test_success_says_how_to_fetch_the_adapter_and_what_it_cost():
-    notice = notices.ended(RUN, {"reason": "succeeded", "detail": "60 steps on 900 examples", "by": "box"}, USED)
+    notice = notices.ended(RUN, Outcome(Reason.SUCCEEDED, "60 steps on 900 examples", Actor.INSTANCE), USED)
     assert notice.subject.endswith("succeeded")
     for part in (
         "60 steps",
@@ -59,14 +63,14 @@ def test_success_says_how_to_fetch_the_adapter_and_what_it_cost():
 
 @pytest.mark.parametrize("reason", [reason for reason in Reason if reason is not Reason.SUCCEEDED])
 def test_every_other_end_says_where_to_look(reason):
-    notice = notices.ended(RUN, {"reason": reason, "detail": None, "by": "terminator"}, USED)
+    notice = notices.ended(RUN, Outcome(reason, None, Actor.TERMINATOR), USED)
     assert "auto-terminator ended it" in notice.body
     assert "s3://out/runs/run-1a2b3c4d-1/" in notice.body
     assert "cdk deploy TrainingStack -c resume=run-1a2b3c4d-1" in notice.body
 
 
 def test_the_start_says_which_run_it_continues():
-    assert "It continues run run-1a2b3c4d-7. It waits" in notices.started({**RUN, "resume": "run-1a2b3c4d-7"}).body
+    assert "It continues run run-1a2b3c4d-7. It waits" in notices.started(replace(RUN, resume="run-1a2b3c4d-7")).body
     assert "continues" not in notices.started(RUN).body
 
 
@@ -85,24 +89,3 @@ def test_a_subject_is_what_sns_accepts(name):
     notice = notices.still_there(name, ["i-1"], "why")
     assert len(notice.subject) <= 100
     assert notice.subject.isascii()
-
-
-class Memory:
-    """A store that holds what was created, and a topic that keeps what was published."""
-
-    def __init__(self):
-        self.objects, self.mails = {}, []
-
-    def create_json(self, key, value):
-        return self.objects.setdefault(key, value) is value
-
-    def publish(self, TopicArn, Subject, Message):
-        self.mails.append((TopicArn, Subject))
-
-
-def test_nothing_is_said_twice():
-    memory = Memory()
-    sent = [notices.announce(memory, memory, "topic", RUN["run_id"], notices.started(RUN)) for _ in range(2)]
-    assert sent == [True, False]
-    assert memory.mails == [("topic", "TrainingStack: run run-1a2b3c4d-1 has started")]
-    assert list(memory.objects) == ["runs/run-1a2b3c4d-1/events/started.json"]

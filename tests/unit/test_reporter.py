@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training_image.core.contract import WorkDir
+from training_image.core.contract import Phase, WorkDir
 from training_image.supervisor.reporter import Timeline, host_phases, timed_phase
 
 BOOT = [("setup", 100.0, 102.0), ("prefetch", 102.0, 110.0), ("image_pull", 102.0, 108.5)]
@@ -57,7 +57,7 @@ def test_a_file_that_is_not_there_or_cut_short_is_no_failure(tmp_path):
     ],
 )
 def test_the_first_step_of_the_attempt_is_timed_apart(phase, step, resumed, timed):
-    assert timed_phase(phase, step, resumed) == timed
+    assert timed_phase(Phase(phase), step, resumed) == timed
 
 
 @given(st.lists(st.floats(0.1, 1e4), min_size=1))

@@ -11,6 +11,8 @@ from botocore.exceptions import ClientError
 
 from tests.support.controller import SPEC, Fakes, refused, serve
 from training_image.core import contract
+from training_image.core.records import Run, in_force, read_control
+from training_image.core.store import Store
 
 
 @pytest.fixture
@@ -111,10 +113,11 @@ def test_new_limits_reach_the_run_and_killer_3_and_nothing_else(aws):
     assert aws.autoscaling.actions[-1]["StartTime"] - deadline == timedelta(minutes=10)
     assert aws.s3.objects[f"runs/{run_id}/run.json"] == frozen
     assert aws.autoscaling.group["DesiredCapacity"] == 1
-    assert contract.in_force(json.loads(frozen), {"limits": limits})["deadline"] == limits["deadline"]
+    held = in_force(Run.parse(frozen), read_control(Store(aws.s3, "out"), contract.RunKeys(run_id)))
+    assert (held.deadline, held.auto_shutdown) == (deadline, False)
     # A stop that follows keeps them: the box still needs its deadline.
     serve("Delete", longer, "request-3", remaining_ms=60_100)
-    assert set(aws.s3.json(f"runs/{run_id}/control.json")) == {"limits", "stop"}
+    assert set(aws.s3.json(f"runs/{run_id}/control.json")) == {"limits", "schema", "stop"}
 
 
 def test_a_deadline_moved_into_the_past_still_leaves_time_for_a_checkpoint(aws):
@@ -301,7 +304,7 @@ def test_limits_and_a_stop_written_at_the_same_time_both_hold(aws, monkeypatch):
 
     monkeypatch.setattr(aws.s3, "put_object", overtaken)
     serve("Update", {**SPEC, "max_runtime_hours": 5}, "request-2", old=SPEC)
-    assert set(aws.s3.json(keys.control)) == {"limits", "stop"}
+    assert set(aws.s3.json(keys.control)) == {"limits", "schema", "stop"}
 
 
 class Context:

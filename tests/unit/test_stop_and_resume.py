@@ -14,8 +14,9 @@ from lab import stop as stopping
 from lab.operator.deployed import OutputError, load
 from tests.support.account import DATA, TRAINING, deploy
 from tests.support.box import wait_for
+from tests.support.runs import run_json
 from training_image.config.run_settings import RunSettings
-from training_image.core.contract import Reason, RunKeys, settings_digest
+from training_image.core.contract import Reason, RunKeys
 from training_image.core.store import Store
 from training_image.storage import checkpoints
 
@@ -54,8 +55,8 @@ def store(shell, monkeypatch):
 def put_run(store, run_id, **changes):
     settings = RunSettings.model_construct().model_dump(mode="json")
     settings["training"]["max_steps"] = 100
-    run = {"run_id": run_id, "resume": None, "settings": settings, "data_uri": "s3://in-1/data/"}
-    store.put_json(RunKeys(run_id).run, {**run, "settings_sha256": settings_digest(settings), **changes})
+    run = {"run_id": run_id, "settings": settings, "data_uri": "s3://in-1/data/", **changes}
+    store.put_json(RunKeys(run_id).run, run_json(**run))
 
 
 def end(store, reason, run_id=RUN):

@@ -21,7 +21,7 @@ def test_success(lab):
     lab.start_run("steps=8")
     assert lab.run_box() == SupervisorExit.RUN_ENDED
     outcome = lab.outcome()
-    assert (outcome["reason"], outcome["by"], outcome["attempts"], outcome["step"]) == ("succeeded", "box", 1, 8)
+    assert (outcome["reason"], outcome["by"], outcome["attempts"], outcome["step"]) == ("succeeded", "instance", 1, 8)
     assert (outcome["train_examples"], outcome["eval_examples"], outcome["resumed_from_step"]) == (7, 2, None)
     assert lab.store.read(lab.keys.adapter + "adapter_model.safetensors") == b"adapter" * 1000
     assert lab.logged_steps() == list(range(1, 9))

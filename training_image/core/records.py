@@ -128,7 +128,10 @@ class Run(Versioned):
 class StopRequest(Record):
     """The run is to save a checkpoint and end."""
 
-    at: datetime
+    LENIENT: ClassVar[bool] = True
+
+    at: datetime | None = None
+    """None, where that cannot be read: long ago."""
     reason: Reason = Reason.STOPPED
     detail: str = "a stop was asked for"
 
