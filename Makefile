@@ -1,21 +1,25 @@
-# Two commands for a newcomer: `make demo` (the whole life cycle, no AWS account) and `make test`.
+# For a newcomer: `make demo` (the whole life cycle, no AWS account) and `make test`. All targets: `make help`.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: setup demo smoke-aws test lint fmt clean test-docker sbom checkov bench-synth bench-image bench-transfer bench-first-step bench-checkpoint
+.PHONY: help setup demo smoke-aws test lint fmt clean test-docker sbom checkov bench-synth bench-image bench-transfer bench-first-step bench-checkpoint
 
-setup: .venv/.ready ## Virtual environment, `lab` command, pinned CDK CLI; does nothing when nothing changed
+help: ## This list
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
+	  printf '  %-17s %s\n' "$$target" "$$text"; done
+
+setup: .venv/.ready ## Virtual environment, `lab` command, pinned CDK CLI; nothing when nothing changed
 
 .venv/.ready: requirements.txt requirements-dev.txt training_image/requirements.txt pyproject.toml package.json scripts/setup.sh
 	@PYTHON="$(PYTHON)" scripts/setup.sh
 
-demo: setup ## ENGINE=docker DATA=<folder or file> MODEL=<folder> DEMO_STEPS=<n>
+demo: setup ## The whole life cycle on this machine, no AWS account. ENGINE=docker DATA=<folder or file> MODEL=<folder> DEMO_STEPS=<n>
 	@$(BIN)/lab local demo $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)")
 
-smoke-aws: setup ## The acceptance run in your AWS account; asks before it spends. MODEL=<Hub id or folder> DATA=<folder or file>
+smoke-aws: setup ## The acceptance run in your AWS account, under a dollar; asks first. MODEL=<Hub id or folder> DATA=<folder or file>
 	@$(BIN)/lab smoke-aws $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)")
 
 test: setup lint ## Everything: linters, unit tests, life-cycle tests
@@ -27,7 +31,7 @@ test-docker: setup ## The image really built, pushed, pulled and run; needs a Do
 sbom: ## SBOM (CycloneDX) of both image variants from their lock files, into .lab/
 	@scripts/sbom.sh
 
-lint: setup
+lint: setup ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -46,13 +50,13 @@ bench-checkpoint: setup ## What checkpoints cost, and how soon one is safe; five
 bench-synth: setup ## How long `cdk synth` takes, beside an app of two resources; best on a quiet machine
 	$(BIN)/python benchmarks/bench_synth.py
 
-bench-transfer: setup ## How long a box's downloads take, beside `aws s3 sync`; SMALL=<files> LARGE=<MB>: less than 10000 and 2000
+bench-transfer: setup ## How long an instance's downloads take, beside `aws s3 sync`; SMALL=<files> LARGE=<MB>: less than 10000 and 2000
 	$(BIN)/python benchmarks/bench_transfer.py $(if $(SMALL),--small-files $(SMALL)) $(if $(LARGE),--large-mb $(LARGE))
 
 bench-first-step: setup ## How long an attempt takes from its container's start to its first step, by phase
 	$(BIN)/python benchmarks/bench_first_step.py
 
-fmt: setup
+fmt: setup ## Formats the code, and fixes what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import shlex
@@ -34,6 +35,21 @@ def main() -> None:
     """Entry point of the `lab` command."""
     signal.signal(signal.SIGTERM, _interrupt)
     app()
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"lab {importlib.metadata.version('llm-tuning-lab')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What every command has in common: nothing but ``--version``."""
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The instance catalog: sane as data, and the same in README."""
+"""The instance catalog: sane as data, and the same in README and on the page of costs."""
 
 import re
 import subprocess
@@ -7,16 +7,64 @@ from pathlib import Path
 
 import pytest
 
-from training_image.config.catalog import INSTANCES, PRICES_AS_OF, instance_problem, price_table
+from training_image.config.catalog import (
+    INSTANCES,
+    PRICE_REGION,
+    PRICES_AS_OF,
+    TYPICAL_SPOT_SHARE,
+    instance_problem,
+    price_table,
+)
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+COSTS = (ROOT / "docs" / "costs.md").read_text()
+EXTRAS_USD_PER_HOUR = 0.03
+"""Disk and public address, as the page of costs says."""
 
 
-def test_readme_has_exactly_this_table():
-    (found,) = re.findall(r"<!-- prices:begin -->\n(.*?)\n<!-- prices:end -->", README, re.DOTALL)
-    assert found.splitlines() == price_table().splitlines(), "python -m training_image.config.catalog prints it"
-    assert PRICES_AS_OF in README
+def between(text: str, marker: str) -> list[str]:
+    (found,) = re.findall(f"<!-- {marker}:begin -->\n(.*?)\n<!-- {marker}:end -->", text, re.DOTALL)
+    return found.splitlines()
+
+
+def cells(text: str, marker: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in between(text, marker)[2:]]
+
+
+def test_the_page_of_costs_has_exactly_this_table():
+    assert between(COSTS, "prices") == price_table().splitlines(), "python -m training_image.config.catalog prints it"
+
+
+@pytest.mark.parametrize("text", [README, COSTS], ids=["README", "costs"])
+def test_prices_say_of_when_and_where_they_are(text):
+    assert PRICES_AS_OF in text
+    assert PRICE_REGION in text
+    assert f"about {1 - TYPICAL_SPOT_SHARE:.0%} off".replace("%", " %") in text
+
+
+def test_readme_has_six_types_with_the_prices_of_the_whole_table():
+    whole = {row[0]: row for row in cells(COSTS, "prices")}
+    usual = cells(README, "usual")
+    assert len({row[0] for row in usual}) == 6
+    for name, gpu, vram, on_demand, spot, use in usual:
+        assert [name, gpu, vram] == whole[name][:3]
+        assert [on_demand, spot] == whole[name][-2:]
+        assert use
+
+
+@pytest.mark.parametrize("row", cells(COSTS, "typical"), ids=lambda row: row[1])
+def test_typical_costs_are_hours_times_prices(row):
+    _, name, hours, spot, on_demand = row
+    price = INSTANCES[name].on_demand_usd_per_hour
+    for cell, hourly in ((spot, price * TYPICAL_SPOT_SHARE), (on_demand, price)):
+        for said, some in zip(cell.removeprefix("$").split("–"), hours.split("–"), strict=True):  # noqa: RUF001
+            assert float(said) == pytest.approx(float(some) * (hourly + EXTRAS_USD_PER_HOUR), abs=0.05)
+
+
+def test_readme_quotes_the_typical_run_of_the_default_type():
+    (row,) = [row for row in cells(COSTS, "typical") if row[1] == "g5.xlarge"]
+    assert f"takes {row[2]} hours: **{row[3]}**" in README
 
 
 def test_it_can_be_printed():
@@ -53,6 +101,12 @@ def test_each_family_counts_against_its_quota():
     assert {quotas[family].on_demand for family in ("g4dn", "g5", "g6", "g6e")} == {"L-DB2E81BA"}
     assert (quotas["p4d"].spot, quotas["p5"].spot) == ("L-7212CCBC", "L-C4BD4855")
     assert quotas["p4d"].on_demand == quotas["p5"].on_demand == "L-417A185B"
+
+
+def test_the_page_of_failures_names_every_quota():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    for item in INSTANCES.values():
+        assert {item.quota.spot, item.quota.on_demand} <= set(re.findall(r"L-[0-9A-F]{8}", page)), item.name
 
 
 def test_p3_is_refused_for_a_reason_that_holds_and_not_priced():

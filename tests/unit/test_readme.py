@@ -1,4 +1,4 @@
-"""README and the page for movers say what the code does: every setting, every name of the original, no dead link."""
+"""README and the pages beside it say what the code does: every setting, price, failure and name; no dead link."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from training_image.config.lab_settings import LabConfig
-from training_image.config.run_settings import known_variables
+from training_image.config.run_settings import PREFIX, RunSettings, known_variables
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-MOVING = ROOT / "docs" / "moving-from-terraform.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+MOVING, CONFIGURATION, TROUBLESHOOTING = (
+    DOCS / f"{name}.md" for name in ("moving-from-terraform", "configuration", "troubleshooting")
+)
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
 
 # The original lab's training.tfvars, each key as its users wrote it.
 TFVARS = {
@@ -40,8 +43,9 @@ MODULES = ["training-storage", "training-registry", "training-compute", "trainin
 OUTPUTS = ["training_bucket", "outputs_bucket", "github_actions_role_arn", "instance_id"]
 FAILURES = [
     "Unable to locate credentials", "spot instance not available", "could not select device driver",
-    "CUDA out of memory", "training results are not in S3", "MaxSpotInstanceCountExceeded", "no capacity",
+    "CUDA out of memory", "training results are not in S3",
 ]  # fmt: skip
+OF_SPOT = ["MaxSpotInstanceCountExceeded", "VcpuLimitExceeded", "UnfulfillableCapacity", "no capacity"]
 
 
 def rows(page: Path, marker: str) -> dict[str, list[str]]:
@@ -51,24 +55,71 @@ def rows(page: Path, marker: str) -> dict[str, list[str]]:
     return {first.strip("`"): rest for first, *rest in cells}
 
 
+def test_readme_keeps_to_one_purpose():
+    assert len(README.read_text().splitlines()) <= 220
+
+
+def test_the_first_screen_is_a_sentence_a_picture_and_two_commands():
+    title, sentence, picture, commands, _ = re.split(r"\n\n(?=\S)", README.read_text(), maxsplit=4)
+    assert title.startswith("# ")
+    assert sentence.count(".") == 1
+    assert sentence.endswith(".")
+    assert picture.startswith("```mermaid\n")
+    assert len(picture.splitlines()) <= 16
+    assert [line.split("  ")[0] for line in commands.splitlines()[1:-1]] == ["make demo", "cdk deploy TrainingStack"]
+
+
+def test_readme_leads_to_every_page():
+    reached, waiting = set(), {README}
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        links = re.findall(r"\]\(([\w./-]+\.md)[#)]", page.read_text())
+        waiting |= {(page.parent / link).resolve() for link in links} & set(PAGES) - reached
+    assert reached == set(PAGES)
+
+
 def test_the_configuration_table_lists_every_key_and_no_other():
-    assert set(rows(README, "configuration")) == set(LabConfig.model_fields)
+    assert set(rows(CONFIGURATION, "configuration")) == set(LabConfig.model_fields)
+
+
+def says(cell: str, default: object) -> bool:
+    """A default that is a value stands in backticks, as it is typed; one that is found out stands in words."""
+    if default is None or default == ():
+        return bool(cell)
+    return cell == f"`{default if isinstance(default, str) else json.dumps(default)}`"
 
 
 @pytest.mark.parametrize("key", LabConfig.model_fields)
 def test_the_configuration_table_says_the_default(key):
     default = LabConfig.model_fields[key].default
-    cell = rows(README, "configuration")[key][0]
-    if default is None or default == ():
-        assert "`" not in cell, "no value is the default"
-    else:
-        assert cell == f"`{default if isinstance(default, str) else json.dumps(default)}`"
+    cell = rows(CONFIGURATION, "configuration")[key][0]
+    assert says(cell, default)
+    assert default not in (None, ()) or "`" not in cell, "no value is the default"
 
 
-def test_every_run_setting_that_readme_names_exists():
-    named = set(re.findall(r"LLM_[A-Z_]*[A-Z]", README.read_text()))
-    assert named
+def test_the_table_of_a_run_lists_every_variable_and_no_other():
+    assert list(rows(CONFIGURATION, "run")) == known_variables()
+
+
+@pytest.mark.parametrize("variable", known_variables())
+def test_the_table_of_a_run_says_the_default(variable):
+    section, field = variable.removeprefix(PREFIX).lower().split("__")
+    default = getattr(RunSettings.model_fields[section].default, field)
+    cell, meaning = rows(CONFIGURATION, "run")[variable]
+    assert says(cell, default)
+    assert meaning
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_run_setting_that_a_page_names_exists(page):
+    named = set(re.findall(r"LLM_[A-Z_]*[A-Z]", page.read_text()))
     assert named <= set(known_variables())
+
+
+def test_the_original_run_settings_are_named():
+    for name in ("MODEL__BASE_MODEL", "TRAINING__NUM_TRAIN_EPOCHS", "TRAINING__LEARNING_RATE", "LORA__R"):
+        assert f"`{PREFIX}{name}`" in CONFIGURATION.read_text()
 
 
 def test_every_key_of_the_original_is_accepted_by_its_name_and_its_value():
@@ -82,10 +133,22 @@ def test_every_name_of_the_original_has_its_place_on_the_page_for_movers():
         assert f"`{name}" in text, name
 
 
-def test_every_failure_of_the_original_has_a_troubleshooting_entry():
-    section = README.read_text().split("## Troubleshooting")[1].split("\n## ")[0].lower()
-    for failure in FAILURES:
-        assert failure.lower() in section, failure
+def failures(page: Path) -> list[str]:
+    """Rows of the page's tables of failures, whole."""
+    text = page.read_text().split("# Troubleshooting\n")[1].split("\n## Deleting")[0]
+    return [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| what you see")]
+
+
+def test_readme_has_the_failures_of_the_original_and_only_these():
+    assert len(failures(README)) == len(FAILURES)
+    for failure, row in zip(FAILURES, failures(README), strict=True):
+        assert failure in row.split("|")[1]
+
+
+def test_the_page_of_failures_has_them_word_for_word_and_those_of_spot():
+    assert set(failures(README)) <= set(failures(TROUBLESHOOTING))
+    for name in OF_SPOT:
+        assert name in TROUBLESHOOTING.read_text()
 
 
 def anchors(page: Path) -> set[str]:

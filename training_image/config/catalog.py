@@ -1,4 +1,4 @@
-"""The GPU instance types a run may ask for: one source for the stacks, the planner and the price table in README.
+"""The GPU instance types a run may ask for: one source for the stacks, the planner and the price table in the docs.
 
 Prices are Linux on-demand as of ``PRICES_AS_OF`` in ``PRICE_REGION`` (us-west-2 has the same, as far as known). They
 serve as a ceiling and for estimates; AWS's own price list is what is billed.
@@ -133,7 +133,7 @@ def instance_problem(name: str) -> str | None:
 
 
 def price_table() -> str:
-    """README's table of prices (Markdown). What ``instance_problem`` refuses is left out."""
+    """The table of prices in docs/costs.md (Markdown). What ``instance_problem`` refuses is left out."""
     lines = [
         "| type | GPU | VRAM | vCPU | memory | NVMe | on-demand | spot, about |",
         "|---|---|---|---|---|---|---|---|",
