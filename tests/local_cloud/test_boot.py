@@ -103,6 +103,22 @@ class BootLab(Lab):
         data: str = "s3://box-outputs/data/",
     ) -> Path:
         """A kept box, once its run has ended; ``before`` runs in front of the script."""
+        self.prepare(name, deadline=deadline, base_model=base_model, data=data)
+        box = self.box(self.up(self.group(name, self.script(name, before))))
+        log = box / "var/log/training-setup.log"
+        wait_for("the run's end", lambda: log.exists() and "the instance stays for review" in log.read_text(), 180)
+        wait_for("the setup's end", lambda: "setup done" in log.read_text(), 60)
+        return box
+
+    def prepare(
+        self,
+        name: str,
+        *,
+        deadline: timedelta = timedelta(hours=1),
+        base_model: str = "org/small",
+        data: str = "s3://box-outputs/data/",
+    ) -> None:
+        """What the script reads."""
         for key, body in OBJECTS.items():
             self.s3.put_object(Bucket=self.bucket, Key=key, Body=body)
         run = {
@@ -119,11 +135,6 @@ class BootLab(Lab):
         pointer = json.dumps({"run_id": f"{name}-1"})
         self.s3.put_object(Bucket=self.bucket, Key=f"stacks/{name}/current.json", Body=pointer)
         self.s3.put_object(Bucket=self.bucket, Key="host.zip", Body=archive())
-        box = self.box(self.up(self.group(name, self.script(name, before))))
-        log = box / "var/log/training-setup.log"
-        wait_for("the run's end", lambda: log.exists() and "the instance stays for review" in log.read_text(), 180)
-        wait_for("the setup's end", lambda: "setup done" in log.read_text(), 60)
-        return box
 
     def script(self, name: str, before: str = "", *, host_bucket: str | None = None) -> str:
         """User data as the launch template holds it, behind ``before``."""
@@ -273,3 +284,18 @@ def test_a_deadline_that_was_put_off_is_obeyed_by_the_boxs_own_timer(boots: Boot
     boots.s3.put_object(Bucket=boots.bucket, Key="runs/put-off-1/control.json", Body=control)
     as_on(boots, box, "usr/local/lib/llm-tuning-lab/expire")
     wait_for("the box is gone", lambda: boots.state(box.name) == "terminated", 60)
+
+
+def test_an_instance_that_may_not_read_its_host_files_is_replaced_and_the_run_goes_on(boots: BootLab) -> None:
+    """As one that boots while a redeploy changes files and permission; other failures: tests/unit/test_user_data.py."""
+    boots.prepare("overtaken")
+    boots.s3.put_object(Bucket=boots.other, Key="host.zip", Body=archive())
+    script = boots.script("overtaken", "sleep() { :; }\n", host_bucket=boots.other)
+    first = boots.up(boots.group("overtaken", script))
+    log = f"runs/overtaken-1/boots/{first}/training-setup.log"
+    wait_for("its log", lambda: boots.object(log), 120)
+    assert "AccessDenied" in str(boots.object(log))
+    wait_for("a replacement", lambda: any(m["InstanceId"] != first for m in boots.members("overtaken")), 120)
+    assert boots.object("runs/overtaken-1/outcome.json") is None
+    assert boots.describe("overtaken")["DesiredCapacity"] == 1
+    boots.asg.update_auto_scaling_group(AutoScalingGroupName="overtaken", MinSize=0, MaxSize=0, DesiredCapacity=0)
