@@ -1,4 +1,4 @@
-"""The role that the training box works with: every permission it has, and its bound."""
+"""The role that the instance works with: every permission it has, and its bound."""
 
 from collections.abc import Sequence
 
@@ -61,7 +61,7 @@ def _allow_data_and_results(
     own_keys = "Run ids end in a number that is not known yet; their prefix is this stack's own."
     allow(role, "ReadsData", ["s3:GetObject"], [arn(training_bucket, "*")], wildcard=every_object)
     allow(role, "ListsData", ["s3:ListBucket"], [arn(training_bucket)])
-    mirror = "Which Hub models are mirrored is the runs' choice; a box verifies what it reads from there."
+    mirror = "Which Hub models are mirrored is the runs' choice; an instance verifies what it reads from there."
     allow(role, "MirrorsModels", ["s3:PutObject"], [arn(training_bucket, f"{contract.HUB_MIRROR}*")], wildcard=mirror)
     readable = [arn(outputs_bucket, path) for path in (contract.pointer_key(stack_suffix), *own)]
     allow(role, "ReadsOwnRuns", ["s3:GetObject"], readable, wildcard=own_keys)

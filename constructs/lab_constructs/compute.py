@@ -1,4 +1,4 @@
-"""The box: a group of at most one instance, its launch template, and the role it works with."""
+"""Where a run trains: a group of at most one instance, its launch template, and the role it works with."""
 
 import re
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ GPU_IMAGE_PARAMETER = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driv
 
 
 class Compute(Construct):
-    """An Auto Scaling group (0 to 1, no desired capacity) that replaces a lost box, with no server of ours.
+    """An Auto Scaling group (0 to 1, no desired capacity) that replaces a lost instance, with no server of ours.
 
     The template declares no desired capacity: CloudFormation would wait for spot capacity up to an hour and then fail
     the stack. The run controller sets it when everything else exists, and suspends AZRebalance. Spot is asked for in
@@ -115,9 +115,9 @@ class Compute(Construct):
             vpc_zone_identifier=list(network.subnet_ids) or None,
             min_size="0",
             max_size="1",
-            capacity_rebalance=False,  # it launches before it ends: two boxes at work on one run
-            # One-minute counts, free; AWS takes them only where asked to. Detailed monitoring of the box costs, and
-            # tells nothing of its GPU: what the box does, the trainer reports.
+            capacity_rebalance=False,  # it launches before it ends: two instances at work on one run
+            # One-minute counts, free; AWS takes them only where asked to. Detailed monitoring costs, and tells nothing
+            # of the GPU: what that does, the trainer reports.
             metrics_collection=[
                 cfn.MetricsCollectionProperty(
                     granularity="1Minute", metrics=["GroupDesiredCapacity", "GroupInServiceInstances"]
@@ -146,12 +146,12 @@ class Compute(Construct):
             )
         )
         acknowledge(group, PINNED, "W3010")
-        # A box without a way out can neither pull its image nor report that it could not.
+        # An instance without a way out can neither pull its image nor report that it could not.
         for needed in network.way_out:
             group.node.add_dependency(needed)
         acknowledge(
             group,
-            "What happens to the box is told by the auto-terminator and the run's own events.",
+            "The auto-terminator and the run's own events tell what happens to the instance.",
             "AwsSolutions-AS3",
         )
         acknowledge(

@@ -111,5 +111,5 @@ for pause in 5 10 20 end; do
     setup_failed "the fetch of s3://$HOST_BUCKET/$HOST_KEY (${why##*$'\n'})"
   fi
 done
-bash "$LIB/setup" || setup_failed "$(cat "$LIB/failed" || echo setup)"
+bash "$LIB/setup" || setup_failed "$(cat "$LIB/failed" 2>/dev/null || echo setup)"
 echo "setup done after $(($(date +%s) - BOOTED_AT)) s"

@@ -100,8 +100,9 @@ class World:
 
     def host_files(self) -> tuple[str, str]:
         """Bucket and key of the archive that the launch template's user data fetches."""
+        (template,) = [name for name in self._resources.values() if name.startswith("lt-")]
         version = self.cloud.client("ec2").describe_launch_template_versions(
-            LaunchTemplateId=self.physical("ComputeTemplate"), Versions=["$Latest"]
+            LaunchTemplateId=template, Versions=["$Latest"]
         )["LaunchTemplateVersions"][0]
         script = base64.b64decode(version["LaunchTemplateData"]["UserData"]).decode()
         bucket, key = re.findall("^HOST_(?:BUCKET|KEY)='(.*)'$", script, re.MULTILINE)
