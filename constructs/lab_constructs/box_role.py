@@ -1,10 +1,11 @@
-"""The role that the training box works with: every permission it has, and its bound."""
+"""The role that the instance works with: every permission it has, and its bound."""
 
 from collections.abc import Sequence
 
 import aws_cdk as cdk
 from aws_cdk import aws_ecr as ecr
 from aws_cdk import aws_iam as iam
+from aws_cdk import aws_s3_assets as s3_assets
 from constructs import Construct
 
 from lab_constructs.acknowledge import acknowledge
@@ -21,8 +22,9 @@ def box_role(
     outputs_bucket: str,
     repository: ecr.IRepository,
     secret_arns: Sequence[str],
+    host_files: s3_assets.Asset,
 ) -> iam.Role:
-    """The role; arguments as those of ``Compute``."""
+    """The role; arguments as those of ``Compute``, and the archive that user data fetches."""
     role = iam.Role(
         scope,
         "Role",
@@ -34,6 +36,15 @@ def box_role(
     _allow_session_manager(role)
     allow(role, "ReadsTokens", ["secretsmanager:GetSecretValue"], secret_arns)
     _allow_pulling(role, repository)
+    # Not grant_read, which is for the whole bucket: that holds every other stack's assets too.
+    archive = cdk.Stack.of(role).format_arn(
+        service="s3",
+        region="",
+        account="",
+        resource=host_files.s3_bucket_name,
+        resource_name=host_files.s3_object_key,
+    )
+    allow(role, "ReadsHostFiles", ["s3:GetObject"], [archive])
     return role
 
 
@@ -50,7 +61,7 @@ def _allow_data_and_results(
     own_keys = "Run ids end in a number that is not known yet; their prefix is this stack's own."
     allow(role, "ReadsData", ["s3:GetObject"], [arn(training_bucket, "*")], wildcard=every_object)
     allow(role, "ListsData", ["s3:ListBucket"], [arn(training_bucket)])
-    mirror = "Which Hub models are mirrored is the runs' choice; a box verifies what it reads from there."
+    mirror = "Which Hub models are mirrored is the runs' choice; an instance verifies what it reads from there."
     allow(role, "MirrorsModels", ["s3:PutObject"], [arn(training_bucket, f"{contract.HUB_MIRROR}*")], wildcard=mirror)
     readable = [arn(outputs_bucket, path) for path in (contract.pointer_key(stack_suffix), *own)]
     allow(role, "ReadsOwnRuns", ["s3:GetObject"], readable, wildcard=own_keys)

@@ -1,5 +1,6 @@
-"""The box: a group of at most one instance, its launch template, and the role it works with."""
+"""Where a run trains: a group of at most one instance, its launch template, and the role it works with."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jsii
 from aws_cdk import aws_autoscaling as autoscaling
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecr as ecr
+from aws_cdk import aws_s3_assets as s3_assets
 from constructs import Construct
 
 from lab_constructs.acknowledge import acknowledge
@@ -17,12 +19,16 @@ from training_image.core import contract
 
 USER_DATA = Path(__file__).with_name("user_data.sh")
 USER_DATA_LIMIT_BYTES = 16 * 1024
+HOST = Path(__file__).with_name("host")
+"""The instance's own files: user data carries what must work without a download, and fetches what is shipped."""
+CARRIED = [path for path in sorted((HOST / "carried").iterdir()) if path.is_file()]
+SHIPPED = HOST / "shipped"
 GPU_IMAGE_PARAMETER = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
 """NVIDIA driver, Docker with the NVIDIA runtime, AWS CLI, SSM agent."""
 
 
 class Compute(Construct):
-    """An Auto Scaling group (0 to 1, no desired capacity) that replaces a lost box, with no server of ours.
+    """An Auto Scaling group (0 to 1, no desired capacity) that replaces a lost instance, with no server of ours.
 
     The template declares no desired capacity: CloudFormation would wait for spot capacity up to an hour and then fail
     the stack. The run controller sets it when everything else exists, and suspends AZRebalance. Spot is asked for in
@@ -61,6 +67,10 @@ class Compute(Construct):
     ) -> None:
         super().__init__(scope, construct_id)
         self._suffix = stack_suffix
+        # Not in the image: an image of last year must still start on a host of today.
+        host_files = s3_assets.Asset(
+            self, "HostFiles", path=str(SHIPPED), exclude=["__pycache__"], ignore_mode=cdk.IgnoreMode.GLOB
+        )
         self.role = box_role(
             self,
             stack_suffix=stack_suffix,
@@ -69,10 +79,11 @@ class Compute(Construct):
             outputs_bucket=outputs_bucket,
             repository=repository,
             secret_arns=secret_arns,
+            host_files=host_files,
         )
         tags = {"Name": scope.node.path, contract.LAB_TAG: lab, contract.STACK_TAG: stack_suffix}
         template = self._launch_template(
-            network.security_group, outputs_bucket, volume_size, volume_throughput, ami_id, tags
+            network.security_group, outputs_bucket, host_files, volume_size, volume_throughput, ami_id, tags
         )
         cdk.Tags.of(self).add(contract.STACK_TAG, stack_suffix)
         group = self._group(network, template, acceptable_types, use_spot, max_spot_price)
@@ -104,9 +115,9 @@ class Compute(Construct):
             vpc_zone_identifier=list(network.subnet_ids) or None,
             min_size="0",
             max_size="1",
-            capacity_rebalance=False,  # it launches before it ends: two boxes at work on one run
-            # One-minute counts, free; AWS takes them only where asked to. Detailed monitoring of the box costs, and
-            # tells nothing of its GPU: what the box does, the trainer reports.
+            capacity_rebalance=False,  # it launches before it ends: two instances at work on one run
+            # One-minute counts, free; AWS takes them only where asked to. Detailed monitoring costs, and tells nothing
+            # of the GPU: what that does, the trainer reports.
             metrics_collection=[
                 cfn.MetricsCollectionProperty(
                     granularity="1Minute", metrics=["GroupDesiredCapacity", "GroupInServiceInstances"]
@@ -135,12 +146,12 @@ class Compute(Construct):
             )
         )
         acknowledge(group, PINNED, "W3010")
-        # A box without a way out can neither pull its image nor report that it could not.
+        # An instance without a way out can neither pull its image nor report that it could not.
         for needed in network.way_out:
             group.node.add_dependency(needed)
         acknowledge(
             group,
-            "What happens to the box is told by the auto-terminator and the run's own events.",
+            "The auto-terminator and the run's own events tell what happens to the instance.",
             "AwsSolutions-AS3",
         )
         acknowledge(
@@ -154,13 +165,20 @@ class Compute(Construct):
         self,
         security_group: ec2.ISecurityGroup,
         outputs_bucket: str,
+        host_files: s3_assets.Asset,
         volume_size: int,
         volume_throughput: int,
         ami_id: str | None,
         tags: dict[str, str],
     ) -> ec2.LaunchTemplate:
         stack = cdk.Stack.of(self)
-        script = render_user_data(outputs_bucket=outputs_bucket, stack_suffix=self._suffix, region=stack.region)
+        script = render_user_data(
+            outputs_bucket=outputs_bucket,
+            stack_suffix=self._suffix,
+            region=stack.region,
+            host_bucket=host_files.s3_bucket_name,
+            host_key=host_files.s3_object_key,
+        )
         template = ec2.LaunchTemplate(
             self,
             "Template",
@@ -214,15 +232,33 @@ def _machine_image(ami_id: str | None) -> ec2.IMachineImage:
     return _PinnedImage(ami_id) if ami_id else ec2.MachineImage.resolve_ssm_parameter_at_launch(GPU_IMAGE_PARAMETER)
 
 
-def render_user_data(*, outputs_bucket: str, stack_suffix: str, region: str) -> str:
-    """The boot script with its few facts filled in (CDK tokens are fine).
+def render_user_data(*, outputs_bucket: str, stack_suffix: str, region: str, host_bucket: str, host_key: str) -> str:
+    """The boot script with the files it carries and its few facts filled in (CDK tokens are fine).
+
+    Lines that are comments stay here, beside the code: every byte counts against EC2's limit.
+
+    Args:
+        host_bucket, host_key: where the archive of the shipped files lies.
 
     Raises:
         ValueError: larger than EC2 accepts.
     """
-    script = USER_DATA.read_text()
+    script = USER_DATA.read_text().replace("@CARRIED@\n", "".join(map(_carry, CARRIED)))
+    script = re.sub(r"^\s*#(?!!).*\n", "", script, flags=re.MULTILINE)
     if len(script.encode()) > USER_DATA_LIMIT_BYTES - 512:  # room for the values
         raise ValueError(f"{USER_DATA.name} is {len(script.encode())} bytes; EC2 accepts {USER_DATA_LIMIT_BYTES}.")
-    for name, value in {"OUTPUTS_BUCKET": outputs_bucket, "STACK_SUFFIX": stack_suffix, "REGION": region}.items():
+    values = {
+        "OUTPUTS_BUCKET": outputs_bucket,
+        "STACK_SUFFIX": stack_suffix,
+        "REGION": region,
+        "HOST_BUCKET": host_bucket,
+        "HOST_KEY": host_key,
+    }
+    for name, value in values.items():
         script = script.replace(f"@{name}@", value)
     return script
+
+
+def _carry(path: Path) -> str:
+    """The command of the boot script that writes this file into the host's library, as it lies here."""
+    return f"cat >\"$LIB/{path.name}\" <<'END_OF_FILE'\n{path.read_text()}END_OF_FILE\n"

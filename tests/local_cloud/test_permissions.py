@@ -196,6 +196,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], uses.Use]] = {
         lambda w: w.client("s3").delete_object(Bucket=w.outputs.bucket, Key=w.keys.run, VersionId="x"),
     ),
     "write the training bucket": (("box", "controller", "terminator", "push"), lambda w: w.inputs.put("data/x", b"")),
+    "read another asset of the bootstrap's bucket": (("box",), lambda w: uses.host_files(w, "another.zip")),
     "end another stack's box in its group": (
         ("box", "controller", "terminator"),
         lambda w: uses.terminate_in_group(w, "foreign"),

@@ -5,7 +5,9 @@ Where the product has code for it, that code runs here. A function raises if it 
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -92,8 +94,19 @@ class World:
         manifest = json.dumps({"schemaVersion": 2, "config": {"digest": NEVER}, "layers": []})
         for name in (self.repository, "somebody/else"):
             ecr.put_image(repositoryName=name, imageManifest=manifest, imageTag="v1")
+        s3.put_object(Bucket=self.host_files()[0], Key="another.zip", Body=b"")
         for name, suffix in (("own", self.suffix), ("foreign", "ffffffff")):
             self._group(name, suffix)
+
+    def host_files(self) -> tuple[str, str]:
+        """Bucket and key of the archive that the launch template's user data fetches."""
+        (template,) = [name for name in self._resources.values() if name.startswith("lt-")]
+        version = self.cloud.client("ec2").describe_launch_template_versions(
+            LaunchTemplateId=template, Versions=["$Latest"]
+        )["LaunchTemplateVersions"][0]
+        script = base64.b64decode(version["LaunchTemplateData"]["UserData"]).decode()
+        bucket, key = re.findall("^HOST_(?:BUCKET|KEY)='(.*)'$", script, re.MULTILINE)
+        return bucket, key
 
     def _group(self, name: str, suffix: str) -> None:
         """A group of one box that sleeps, tagged as the stack with ``suffix`` tags it."""
@@ -164,6 +177,11 @@ def complete_hook(w: World, group: str = "own") -> None:
 
 def terminate(w: World, group: str = "own") -> None:
     w.client("ec2").terminate_instances(InstanceIds=[w.box_of(group)])
+
+
+def host_files(w: World, key: str | None = None) -> None:
+    bucket, own = w.host_files()
+    w.client("s3").get_object(Bucket=bucket, Key=key or own)
 
 
 # --- CloudWatch -------------------------------------------------------------------------------------------------------
@@ -262,6 +280,7 @@ USES: dict[str, dict[str, dict[str, Use]]] = {
         "ReadsTokens": {"secretsmanager:GetSecretValue": lambda w: read_secret(w.data["HuggingFaceTokenSecretArn"])},
         "LogsInToRegistry": {"ecr:GetAuthorizationToken": log_in},
         "PullsImage": PULL,
+        "ReadsHostFiles": {"s3:GetObject": host_files},
         "PutsMetrics": {"cloudwatch:PutMetricData": put_metric},
         "WritesTrainingLog": logging_to("ObservabilityTrainingLog"),
     },

@@ -180,19 +180,23 @@ def test_user_data_holds_no_settings_and_fits(training):
     assert not re.search("LLM_[A-Z]", text), "no setting; the prefix alone is what a rerun takes over"
     assert "learning_rate" not in text
     assert re.search("@[A-Z_]{3,}@", text) is None, "an unreplaced placeholder"
-    rendered = compute.render_user_data(outputs_bucket="b" * 63, stack_suffix="12345678", region="ap-southeast-2")
-    assert len(rendered.encode()) < compute.USER_DATA_LIMIT_BYTES
 
 
-def test_user_data_passes_shellcheck():
+def test_the_box_fetches_its_host_files_and_may_read_nothing_else_of_the_bootstrap_bucket(training):
+    archive = statements(training, "ComputeRole")["ReadsHostFiles"]["Resource"]["Fn::Join"][1]
+    (bucket,) = [part["Fn::Sub"] for part in archive if isinstance(part, dict) and "Fn::Sub" in part]
+    assert bucket == "cdk-hnb659fds-assets-${AWS::AccountId}-${AWS::Region}"
+    assert re.fullmatch(r"/[0-9a-f]{64}\.zip", archive[-1])
+    launch = only(training, "AWS::EC2::LaunchTemplate")["Properties"]["LaunchTemplateData"]
+    script = launch["UserData"]["Fn::Base64"]["Fn::Join"][1]
+    named = script.index({"Fn::Sub": bucket})
+    assert script[named - 1].endswith("HOST_BUCKET='")
+    assert script[named + 1].startswith(f"'\nHOST_KEY='{archive[-1][1:]}'\n")
+
+
+@pytest.mark.parametrize("script", [compute.USER_DATA, *ROOT.glob("scripts/*.sh")], ids=lambda path: path.name)
+def test_scripts_pass_shellcheck(script):
     result = subprocess.run(
-        [
-            Path(sys.executable).with_name("shellcheck"),
-            "--severity=warning",
-            compute.USER_DATA,
-            *ROOT.glob("scripts/*.sh"),
-        ],
-        capture_output=True,
-        text=True,
+        [Path(sys.executable).with_name("shellcheck"), "--severity=warning", script], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout

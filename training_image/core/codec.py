@@ -36,7 +36,7 @@ class Record:
     SPARSE: ClassVar[bool] = False
     """What is None is not written: shell code on the instance asks whether a field is there."""
     LENIENT: ClassVar[bool] = False
-    """A report, not an order: an optional field that is not understood counts as not said."""
+    """A report, not an order: a field that is not understood counts as not said, unless there is no default for it."""
 
     @classmethod
     def read(cls, value: object) -> Self:
@@ -82,20 +82,20 @@ def _fields(cls: type[Record], value: object, what: str) -> dict[str, Any]:
         raise UnreadableError(f"{what} is unreadable: it is no object")
     hints, found = typing.get_type_hints(cls), {}
     for field in dataclasses.fields(cls):
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if field.name not in value:
-            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            if needed:
                 raise UnreadableError(f"{what} is unreadable: {field.name} is missing")
             continue
         kind = hints[field.name]
         try:
             found[field.name] = _value(kind, value[field.name], what)
         except (TypeError, ValueError) as error:
-            if cls.LENIENT and type(None) in typing.get_args(kind):
-                found[field.name] = None
-            elif isinstance(error, UnreadableError):
+            if cls.LENIENT and not needed:
+                continue
+            if isinstance(error, UnreadableError):
                 raise
-            else:
-                raise UnreadableError(f"{what} is unreadable: {field.name} is {error}") from None
+            raise UnreadableError(f"{what} is unreadable: {field.name} is {error}") from None
     return found
 
 

@@ -1,8 +1,8 @@
 """The objects that a run's programs tell each other through S3, as frozen records: one type and one reader for each.
 
-``Run`` and ``Control`` are orders and read strictly: a bound that was misread would cost money. ``Outcome``,
-``Heartbeat`` and ``Status`` are reports from a container that is not trusted: a field that makes no sense counts as
-not said.
+``Run`` is an order and read strictly: a bound that was misread would cost money. Of ``Control`` a limit that makes no
+sense changes nothing, so that the run's own holds. ``Outcome``, ``Heartbeat`` and ``Status`` are reports from a container
+that is not trusted: a field that makes no sense counts as not said.
 """
 
 from __future__ import annotations
@@ -140,6 +140,7 @@ class StopRequest(Record):
 class LimitChange(Record):
     """Limits that a deploy has changed under the run; None: as it began."""
 
+    LENIENT: ClassVar[bool] = True
     SPARSE: ClassVar[bool] = True
 
     deadline: datetime | None = None
@@ -152,6 +153,7 @@ class Control(Versioned):
     """``control.json``: what was asked of the run since it began. See ``RunKeys.control``."""
 
     NAME: ClassVar[str] = "control.json"
+    LENIENT: ClassVar[bool] = True
     SPARSE: ClassVar[bool] = True
 
     stop: StopRequest | None = None
@@ -170,7 +172,8 @@ class Limits:
 
 def in_force(run: Run, control: Control | None) -> Limits:
     """A limit of control.json lies over run.json's; and who asks a run to stop has reviewed it, so that its instance
-    ends whatever ``auto_shutdown`` says. User data has the same rule in ``fields.py``, held to this one by a test."""
+    ends whatever ``auto_shutdown`` says. The instance, without packages, has the same rule in ``fields.py``, held to this
+    one by a test."""
     changed = (control and control.limits) or LimitChange()
     kept = run.auto_shutdown if changed.auto_shutdown is None else changed.auto_shutdown
     return Limits(
@@ -214,7 +217,7 @@ class Outcome(Versioned):
 def outcome_now(reason: Reason, detail: str, by: Actor, **known: Any) -> Outcome:
     """An outcome as of now: the one way in which supervisor, controller and auto-terminator make one.
 
-    User data, which has no packages, writes the same fields; a test holds it to this.
+    The host, which has no packages, writes the same fields in ``outcome.py``; a test holds it to this.
     """
     return Outcome(reason=reason, detail=detail, by=by, at=now(), **known)
 
