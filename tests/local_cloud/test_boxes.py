@@ -9,12 +9,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import botocore.exceptions
-import psutil
 import pytest
 
 from local_cloud import processes
 from local_cloud.cloud import LocalCloud, LocalCloudError
 from tests.support.local_lab import Lab, wait_for
+from tests.support.processes import listening
 
 HEAD = """#!/bin/bash
 set -u
@@ -232,8 +232,7 @@ def test_everything_listens_on_loopback_and_nothing_survives(tmp_path: Path) -> 
         wait_for("user data done", lambda: lab.object(f"{box}/up"))
         ours = processes.marked("DESTDIR", str(lab.box(box))) + processes.marked("LAB_LOCAL_SERVER", str(cloud.state))
         assert len(ours) >= 4
-        listening = [c.laddr.ip for p in ours for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-        assert set(listening) == {"127.0.0.1"}
+        assert listening(ours) == {"127.0.0.1"}
         attached = LocalCloud.attach(tmp_path)
         assert attached is not None
         assert attached.endpoint == cloud.endpoint

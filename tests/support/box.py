@@ -14,8 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import psutil
-
+from tests.support.processes import kill_with_children
 from training_image.core.contract import RunKeys, WorkDir, settings_digest
 from training_image.core.store import Store
 
@@ -174,8 +173,7 @@ class Lab:
         """End what a failed test left behind, trainers included."""
         for process in self.processes:
             if process.poll() is None:
-                for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
-                    victim.kill()
+                kill_with_children(process.pid)
                 process.wait()
 
 

@@ -11,6 +11,7 @@ from aws_cdk.assertions import Match, Template
 from hypothesis import HealthCheck, given, settings
 
 from lab_constructs import compute
+from tests.support.examples import examples
 from tests.support.lab_strategies import lab_configs
 from tests.support.stacks import ROOT, only, training_template
 from training_image.config.catalog import INSTANCES
@@ -74,7 +75,7 @@ def test_on_demand_types_price_and_image_are_settings():
 
 
 @given(config=lab_configs())
-@settings(max_examples=5, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(5), suppress_health_check=list(HealthCheck))
 def test_any_valid_settings_reach_the_group(config):
     template = training_template(config)
     types = [item["InstanceType"] for item in policy(template)["LaunchTemplate"]["Overrides"]]
