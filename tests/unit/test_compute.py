@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,17 @@ def test_user_data_holds_no_settings_and_fits(training):
     assert re.search("@[A-Z_]{3,}@", text) is None, "an unreplaced placeholder"
     rendered = compute.render_user_data(outputs_bucket="b" * 63, stack_suffix="12345678", region="ap-southeast-2")
     assert len(rendered.encode()) < compute.USER_DATA_LIMIT_BYTES
+
+
+def test_user_data_is_told_bucket_stack_and_region_and_nothing_else(training):
+    launch = only(training, "AWS::EC2::LaunchTemplate")["Properties"]["LaunchTemplateData"]
+    parts = launch["UserData"]["Fn::Base64"]["Fn::Join"][1]
+    told = {part.rsplit("\n", 1)[-1]: json.dumps(token) for part, token in pairwise(parts) if isinstance(token, dict)}
+    assert set(told) == {"BUCKET='", "STACK='", "export AWS_DEFAULT_REGION='"}
+    assert "OutputsBucket" in told["BUCKET='"]
+    assert "AWS::StackId" in told["STACK='"], "another stack of this name is another one"
+    assert json.loads(told["export AWS_DEFAULT_REGION='"]) == {"Ref": "AWS::Region"}
+    assert parts[0].startswith("#!/bin/bash\n")
 
 
 def test_user_data_passes_shellcheck():
