@@ -38,7 +38,7 @@ def deaf(stage: Stage) -> Iterator[Deaf]:
     """A deployed stack whose box trains, and then is deaf and dumb: its supervisor stands still, its timer is gone."""
     outputs = stage.deploy(*stage.trainer(ENDLESS), **LONG)
     run_id = outputs["RunId"]
-    stage.wait("a checkpoint", lambda: stage.heartbeat(run_id).get("durable_step"), run_id, 240)
+    stage.wait("a checkpoint", lambda: stage.heartbeat(run_id).get("durable_step"), run_id)
     box = stage.cloud.state / "boxes" / stage.heartbeat(run_id)["instance_id"]
     assert control.call(box, "stop", [], ["training-deadline.timer"])[0] == 0
     frozen = supervisors(str(box))
@@ -81,7 +81,7 @@ def test_a_box_that_no_longer_obeys_is_ended_by_the_auto_terminator(stage: Stage
     assert group["MaxSize"] == 0
     thaw_and_wait(stage, deaf)
     told = f"{stage.stack}: run {run_id} reached its deadline"
-    stage.wait("the e-mail", lambda: told in mailbox.subjects(), run_id, 30)
+    stage.wait("the e-mail", lambda: told in mailbox.subjects(), run_id)
     (mail,) = [mail for mail in mailbox.mails if mail["Subject"] == told]
     assert "1 instance(s)" in mail["Message"]
     assert "cdk destroy TrainingStack" in mail["Message"]

@@ -144,9 +144,10 @@ def test_a_scheduled_action_ends_the_group(lab: Lab) -> None:
     name = lab.group("scheduled", HEAD)
     box = lab.up(name)
     put = lab.asg.put_scheduled_update_group_action
-    soon = datetime.now(UTC) + timedelta(seconds=2)
+    later = datetime.now(UTC) + timedelta(hours=1)
     ending = {"AutoScalingGroupName": name, "ScheduledActionName": "deadline", "MinSize": 0, "MaxSize": 0}
-    put(**ending, DesiredCapacity=0, StartTime=soon + timedelta(hours=1))
+    put(**ending, DesiredCapacity=0, StartTime=later)
+    soon = datetime.now(UTC) + timedelta(seconds=2)
     put(**ending, DesiredCapacity=0, StartTime=soon)  # the same name overwrites
     wait_for("terminated", lambda: lab.state(box) == "terminated")
     assert "scheduled action" in lab.last_cause(name)

@@ -20,7 +20,7 @@ from training_image.core.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
-WAIT_SECONDS = 60
+WAIT_SECONDS = 180
 MODELS = "box-models"
 SETTINGS = {"model": {"base_model": f"s3://{MODELS}/tiny/"}, "training": {"learning_rate": 1e-4}}
 REGION = "us-east-1"

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-HOLD_SECONDS = 60
+HOLD_SECONDS = 300
 
 work = Path(os.environ["DESTDIR"], "opt/training") if sys.argv[1] == "box" else Path(sys.argv[1])
 options = dict(argument.split("=", 1) for argument in sys.argv[2:])
