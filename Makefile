@@ -5,7 +5,7 @@ BIN := .venv/bin
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: help setup demo smoke-aws test lint fmt clean test-docker sbom checkov bench-synth bench-image bench-transfer bench-first-step bench-checkpoint
+.PHONY: help setup demo smoke-aws test test-quick lint fmt clean test-docker sbom checkov bench-synth bench-image bench-transfer bench-first-step bench-checkpoint
 
 help: ## This list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -22,8 +22,13 @@ demo: setup ## The whole life cycle on this machine, no AWS account. ENGINE=dock
 smoke-aws: setup ## The acceptance run in your AWS account, under a dollar; asks first. MODEL=<Hub id or folder> DATA=<folder or file>
 	@$(BIN)/lab smoke-aws $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)")
 
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 20 # the order is tests/conftest.py's
+
 test: setup lint ## Everything: linters, unit tests, life-cycle tests
-	$(BIN)/pytest -m "not docker and not gpu" -n 2 --dist loadfile # life-cycle tests wait more than they compute
+	$(PYTEST) -m "not docker and not gpu"
+
+test-quick: setup lint ## What takes less than five minutes: linters, types, unit tests
+	$(PYTEST) tests/unit
 
 test-docker: setup ## The image really built, pushed, pulled and run; needs a Docker engine, see scripts/private_docker.sh
 	$(BIN)/pytest -m docker tests/docker

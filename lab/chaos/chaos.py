@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,11 @@ REACH_SECONDS = 900.0
 """A fault's moment, or the end of a run, that has not come by then is a failure."""
 POLL_SECONDS = 0.05
 _BLURS = {Kind.S3_REFUSES, Kind.S3_DROPS, Kind.S3_SLOW, Kind.KILL_UPLOADING, Kind.CORRUPT, Kind.DISK_FULL}
-"""After these more than one interval may be repeated: no checkpoint could be published, or the newest is gone."""
+"""After these more may be repeated than is promised: no checkpoint could be published, or the newest is gone."""
+UPLOAD_SECONDS = 10.0
+BYTES_PER_SECOND = 10e6
+"""So long a checkpoint of an undisturbed box waits for S3 at most, and so much longer for its size: the publisher looks
+once a second, and the machine may be busy."""
 
 
 @dataclass
@@ -142,15 +146,25 @@ def problems(run: dict[str, Any], steps: int, save_steps: int) -> list[str]:
     for fault, resumed in _resumed_after(run):
         if fault["kind"] != Kind.CORRUPT and resumed < fault["durable_step"]:
             found.append(f"the checkpoint of step {fault['durable_step']} was lost: resumed from {resumed}")
-    for attempt, again in zip(run["boxes"], run["repeated_steps"], strict=False):
+    for attempt, again, waiting in zip(run["boxes"], run["repeated_steps"], run["uploading"], strict=False):
         kinds = {fault["kind"] for fault in _struck(run, attempt)}
         if kinds <= {Kind.CLOCK_JUMP}:
             found.append(f"attempt {attempt['number']} ended, and nothing that was done to it should end it")
         if kinds == {Kind.NOTICE} and again:
             found.append(f"attempt {attempt['number']} had notice, and yet {again} steps were repeated")
-        if not kinds & _BLURS and again > save_steps:
-            found.append(f"{again} steps were repeated after attempt {attempt['number']}, more than one interval")
+        if not kinds & _BLURS:
+            found += _too_much(attempt["number"], again, waiting, save_steps)
     return found
+
+
+def _too_much(attempt: int, again: int, waiting: dict[str, Any] | None, save_steps: int) -> Iterator[str]:
+    """The promise: one interval at most, and the steps that pass while the newest checkpoint is being uploaded."""
+    if again > save_steps + (waiting["steps"] if waiting else 0):
+        during = f" and {waiting['steps']} while that of step {waiting['step']} was uploaded" if waiting else ""
+        yield f"{again} steps were repeated after attempt {attempt}, more than the interval of {save_steps}{during}"
+    if waiting and waiting["seconds"] > UPLOAD_SECONDS + waiting["size"] / BYTES_PER_SECOND:
+        seconds = f"{waiting['seconds']:.0f} s"
+        yield f"the checkpoint of step {waiting['step']} was not in S3 {seconds} later, when attempt {attempt} ended"
 
 
 def _resumed_after(run: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
@@ -198,6 +212,7 @@ class Stage:
         keys = RunKeys(stack["RunId"])
         striker = Striker(self._cloud, self._store, stack["AutoScalingGroupName"])
         struck = [self._strike(striker, keys, fault) for fault in faults]
+        striker.end_lasting(at_once=False)
         self._until(lambda: self._outcome(keys) is not None)
         self._until(lambda: not self._live())
         found = observe.attempts(self._store, keys, self._cloud.state / "boxes")
@@ -216,6 +231,7 @@ class Stage:
             "boxes": [{"number": attempt.number, "instance": attempt.instance} for attempt in found],
             "resumed_steps": [attempt.resumed_from for attempt in found[1:]],
             "repeated_steps": observe.repeated(found),
+            "uploading": [asdict(waiting) if waiting else None for waiting in observe.uploading(found)],
             "lost_steps": observe.gaps([json.loads(line)["step"] for line in lines], outcome.get("step") or 0),
             "adapter_sha256": outcome.get("adapter_sha256"),
             "seconds": round(time.monotonic() - began, 1),

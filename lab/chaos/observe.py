@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from training_image.core.contract import RunKeys, WorkDir
+from training_image.core.contract import COMPLETE_MARKER, RunKeys, WorkDir
 from training_image.core.store import Store
+from training_image.storage import checkpoints
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A whole checkpoint that was on its way to S3 when its box was lost.
+
+    ``steps`` and ``seconds`` passed between its being saved and the box's last step; ``size`` is in bytes.
+    """
+
+    step: int
+    steps: int
+    seconds: float
+    size: int
 
 
 @dataclass(frozen=True)
@@ -23,6 +38,8 @@ class Attempt:
     """0: from the beginning."""
     reached: int
     """Last step that its trainer finished; 0: none."""
+    waiting: tuple[Waiting, ...] = ()
+    """Whole checkpoints on its disk, oldest first. What is in S3 is deleted there soon; the others stay."""
 
 
 def work_dir(box: Path) -> WorkDir:
@@ -44,7 +61,8 @@ def attempts(store: Store, keys: RunKeys, boxes: Path) -> list[Attempt]:
     number = 1
     while claim := store.read_json(keys.attempt(number) + "claim.json"):
         work = work_dir(boxes / claim["instance_id"])
-        found.append(Attempt(number, claim["instance_id"], _resumed_from(work), _reached(work)))
+        waiting = tuple(_waiting(work))
+        found.append(Attempt(number, claim["instance_id"], _resumed_from(work), _reached(work), waiting))
         number += 1
     return found
 
@@ -58,6 +76,14 @@ def _resumed_from(work: WorkDir) -> int:
 
 def _reached(work: WorkDir) -> int:
     return max((line["step"] for line in logged(work.metrics / "steps.jsonl")), default=0)
+
+
+def _waiting(work: WorkDir) -> Iterator[Waiting]:
+    steps_file = work.metrics / "steps.jsonl"
+    for step, path in sorted(checkpoints.complete_checkpoints(work.checkpoints).items()):
+        saved, last = (path / COMPLETE_MARKER).stat().st_mtime, steps_file.stat().st_mtime
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        yield Waiting(step, max(0, _reached(work) - step), round(max(0.0, last - saved), 1), size)
 
 
 def logged(path: Path) -> list[dict[str, Any]]:
@@ -74,6 +100,14 @@ def logged(path: Path) -> list[dict[str, Any]]:
 def repeated(found: list[Attempt]) -> list[int]:
     """Steps that each attempt after the first did again."""
     return [max(0, before.reached - after.resumed_from) for before, after in pairwise(found)]
+
+
+def uploading(found: list[Attempt]) -> list[Waiting | None]:
+    """Per attempt but the last: the first of its checkpoints that came too late for the next one to resume from."""
+    return [
+        next((item for item in before.waiting if item.step > after.resumed_from), None)
+        for before, after in pairwise(found)
+    ]
 
 
 def gaps(steps: list[int], total: int) -> int:

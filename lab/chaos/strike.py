@@ -6,8 +6,10 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +32,21 @@ JUMPS = (240.0, -240.0, 0.0)
 
 
 class Striker:
-    """Does faults to the boxes of one run at a time."""
+    """Does faults to the boxes of one run at a time.
+
+    A fault that lasts (an outage, a full disk, a clock) goes on while the run does, and is over when the next one
+    strikes: that one's moment would otherwise pass unseen.
+    """
 
     def __init__(self, cloud: LocalCloud, store: Store, group: str) -> None:
         self._cloud, self._store, self._group = cloud, store, group
         self._autoscaling = cloud.client("autoscaling")
+        self._cut_short = threading.Event()
+        self._lasting: threading.Thread | None = None
 
     def strike(self, kind: Kind, instance: str, keys: RunKeys) -> bool:
-        """Returns when the fault is over, or has been handed to the cloud; False: there was nothing to do it to."""
+        """Returns when the fault is done or has begun; False: there was nothing to do it to."""
+        self.end_lasting()
         match kind:
             case Kind.NOTICE:
                 return self._ask("interrupt", instance=instance, seconds=NOTICE_SECONDS)
@@ -72,9 +81,35 @@ class Striker:
             return False
         return True
 
+    def end_lasting(self, *, at_once: bool = True) -> None:
+        """Returns when a fault that lasts is over: now, or in its own time."""
+        if self._lasting is None:
+            return
+        if at_once:
+            self._cut_short.set()
+        self._lasting.join()
+        self._lasting = None
+
+    def _go_on(self, *moves: Callable[[], object]) -> None:
+        """Do ``moves``, each ``OUTAGE_SECONDS`` after the one before; the last one, which ends the fault, always."""
+
+        def go() -> None:
+            try:
+                for move in moves[:-1]:
+                    if self._cut_short.wait(OUTAGE_SECONDS):
+                        return
+                    move()
+                self._cut_short.wait(OUTAGE_SECONDS)
+            finally:
+                moves[-1]()
+
+        self._cut_short.clear()
+        self._lasting = threading.Thread(target=go, name="lasting-fault", daemon=True)
+        self._lasting.start()
+
     def _outage(self, **settings: Any) -> bool:
-        with self._disturbed(**settings):
-            time.sleep(OUTAGE_SECONDS)
+        self._cloud.fault("s3", settings=settings)
+        self._go_on(lambda: self._cloud.fault("s3", settings={}))
         return True
 
     @contextlib.contextmanager
@@ -142,21 +177,18 @@ class Striker:
         return True
 
     def _jump(self, instance: str) -> bool:
-        for seconds in JUMPS:
-            if not self._ask("clock", instance=instance, seconds=seconds):
-                return seconds != JUMPS[0]
-            time.sleep(OUTAGE_SECONDS)
+        first, *others = (partial(self._ask, "clock", instance=instance, seconds=seconds) for seconds in JUMPS)
+        if not first():
+            return False
+        self._go_on(*others)
         return True
 
     def _fill_disk(self) -> bool:
         filler = self._cloud.state / "boxes" / "filler"
-        try:
-            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-                while file.write(bytes(2**20)):  # until there is no room
-                    pass
-            time.sleep(OUTAGE_SECONDS)
-        finally:
-            filler.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(bytes(2**20)):  # until there is no room
+                pass
+        self._go_on(lambda: filler.unlink(missing_ok=True))
         return True
 
 

@@ -1,4 +1,6 @@
-"""`make demo` with each DEMO_FAULT, typed as a user would: what its exit code, its report and summary.json then say.
+"""`make demo` with a DEMO_FAULT, typed as a user would: what its exit code, its report and summary.json then say.
+
+One fault, whose run fails; that runs pass or fail with the other ones is shown on the shared stage (`test_faults.py`).
 
 In a copy of the working tree, so that neither a cloud nor a report that this clone's user has there is touched.
 """
@@ -25,13 +27,6 @@ TINY = {
     "DEMO_STEPS": "2",
     "LLM_TRAINING__MAX_LENGTH": "128",
     "LLM_EVALUATION__MAX_NEW_TOKENS": "2",
-}
-KILLED = {
-    **TINY,
-    # As in a chaos run: heartbeats are seconds apart, and one must come between a checkpoint and the end.
-    "DEMO_STEPS": "60",
-    "LLM_TRAINING__SAVE_STEPS": "8",
-    "LLM_TRAINING__GRADIENT_ACCUMULATION_STEPS": "24",
 }
 
 
@@ -83,27 +78,10 @@ def nothing_is_left(found: Demo) -> None:
     assert contract.TRAINING_STACK not in found.summary["stacks_after"]
 
 
-@pytest.mark.parametrize(
-    ("fault", "told"),
-    [
-        ("silent-exit-0", "The trainer ended without a final marker"),
-        ("no-upload", "The result could not be uploaded"),
-    ],
-)
-def test_a_run_without_a_result_is_reported_as_failed(clone: Path, fault: str, told: str):
-    found = demo(clone, fault, TINY)
+def test_a_run_without_a_result_is_reported_as_failed(clone: Path):
+    found = demo(clone, "silent-exit-0", TINY)
     assert found.code != 0, found.printed
     assert (found.summary["outcome"], found.summary["attempts"]) == ("failed", 2), found.printed
     assert found.summary["adapter_uri"] is None
-    assert told in found.printed
-    nothing_is_left(found)
-
-
-@pytest.mark.parametrize("fault", ["kill-supervisor", "kill-machine"])
-def test_a_run_whose_first_box_is_killed_succeeds_by_a_second_one_that_resumes(clone: Path, fault: str):
-    found = demo(clone, fault, KILLED)
-    assert found.code == 0, found.printed
-    assert (found.summary["outcome"], found.summary["attempts"]) == ("succeeded", 2), found.printed
-    assert found.summary["resumed_from_step"] > 0
-    assert found.summary["steps"] == int(KILLED["DEMO_STEPS"])
+    assert "The trainer ended without a final marker" in found.printed
     nothing_is_left(found)

@@ -2,73 +2,70 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-import psutil
 import pytest
 
-from local_cloud import control, processes
+from local_cloud import control
 from tests.support.mailbox import Mailbox
-from tests.support.stage import LONG, Stage
+from tests.support.processes import stopped, supervisors
+from tests.support.stage import ENDLESS, LONG, Stage
 from training_image.core import contract
 
 pytestmark = pytest.mark.lifecycle
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def mailbox(stage: Stage) -> Mailbox:
     """Of the alert topic."""
     topic = stage.outputs("DataStack")["AlertTopicArn"]
     return Mailbox(stage.cloud.client("sqs"), stage.cloud.client("sns"), topic)
 
 
-def runs_the_supervisor(process: psutil.Process) -> bool:
-    """False too for a process that has ended since it was listed."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return "training_image.supervisor" in " ".join(process.cmdline())
-    return False
+@dataclass(frozen=True)
+class Deaf:
+    outputs: dict[str, str]
+    box: Path
 
 
 @pytest.fixture
-def deaf(stage: Stage) -> Iterator[dict[str, str]]:
+def deaf(stage: Stage) -> Iterator[Deaf]:
     """A deployed stack whose box trains, and then is deaf and dumb: its supervisor stands still, its timer is gone."""
-    outputs = stage.deploy(**LONG)
+    outputs = stage.deploy(*stage.trainer(ENDLESS), **LONG)
     run_id = outputs["RunId"]
-    stage.wait("a checkpoint", lambda: stage.heartbeat(run_id).get("durable_step"), run_id, 240)
+    stage.wait("a checkpoint", lambda: stage.heartbeat(run_id).get("durable_step"), run_id)
     box = stage.cloud.state / "boxes" / stage.heartbeat(run_id)["instance_id"]
     assert control.call(box, "stop", [], ["training-deadline.timer"])[0] == 0
-    frozen = [process for process in processes.marked("DESTDIR", str(box)) if runs_the_supervisor(process)]
+    frozen = supervisors(str(box))
     assert frozen
     for process in frozen:
         process.send_signal(signal.SIGSTOP)
-    yield outputs
-    for process in frozen:
-        if process.is_running():
-            process.send_signal(signal.SIGCONT)
-    assert stage.cdk("destroy", "TrainingStack", "--force").returncode == 0
+    yield Deaf(outputs, box)
+    for process in stopped(frozen):
+        process.send_signal(signal.SIGCONT)
+    stage.destroy()
     assert not stage.instances()
 
 
-def thaw_and_wait(stage: Stage, run_id: str) -> None:
+def thaw_and_wait(stage: Stage, deaf: Deaf) -> None:
     """The power button has been pressed; a process that stands still would only be killed after its stop timeout."""
 
     def gone() -> bool:
-        for process in [found for box in stage.cloud.boxes() for found in processes.marked("DESTDIR", str(box))]:
-            if runs_the_supervisor(process):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(signal.SIGCONT)
+        for process in stopped(supervisors(str(deaf.box))):
+            process.send_signal(signal.SIGCONT)
         return not stage.instances()
 
-    stage.wait("the box is gone", gone, run_id)
+    stage.wait("the box is gone", gone, deaf.outputs["RunId"])
 
 
-def test_a_box_that_no_longer_obeys_is_ended_by_the_auto_terminator(stage: Stage, mailbox: Mailbox, deaf: dict):
-    run_id = deaf["RunId"]
-    assert f"TrainingStack: run {run_id} has started" in mailbox.subjects()
+def test_a_box_that_no_longer_obeys_is_ended_by_the_auto_terminator(stage: Stage, mailbox: Mailbox, deaf: Deaf):
+    run_id = deaf.outputs["RunId"]
+    assert f"{stage.stack}: run {run_id} has started" in mailbox.subjects()
     passed = (datetime.now(UTC) - timedelta(minutes=6)).isoformat()
     stage.s3.put_object(
         Bucket=stage.bucket,
@@ -78,20 +75,20 @@ def test_a_box_that_no_longer_obeys_is_ended_by_the_auto_terminator(stage: Stage
     # Nobody calls it: its own schedule does.
     outcome = stage.wait("the auto-terminator's outcome", lambda: stage.outcome(run_id), run_id, 240)
     assert (outcome["reason"], outcome["by"]) == ("expired", "terminator")
-    (group,) = stage.autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[deaf["AutoScalingGroupName"]])[
-        "AutoScalingGroups"
-    ]
+    (group,) = stage.autoscaling.describe_auto_scaling_groups(
+        AutoScalingGroupNames=[deaf.outputs["AutoScalingGroupName"]]
+    )["AutoScalingGroups"]
     assert group["MaxSize"] == 0
-    thaw_and_wait(stage, run_id)
-    told = f"TrainingStack: run {run_id} reached its deadline"
-    stage.wait("the e-mail", lambda: told in mailbox.subjects(), run_id, 30)
+    thaw_and_wait(stage, deaf)
+    told = f"{stage.stack}: run {run_id} reached its deadline"
+    stage.wait("the e-mail", lambda: told in mailbox.subjects(), run_id)
     (mail,) = [mail for mail in mailbox.mails if mail["Subject"] == told]
     assert "1 instance(s)" in mail["Message"]
     assert "cdk destroy TrainingStack" in mail["Message"]
 
 
-def test_with_the_function_broken_too_the_scheduled_action_ends_the_box(stage: Stage, deaf: dict):
-    run_id, group = deaf["RunId"], deaf["AutoScalingGroupName"]
+def test_with_the_function_broken_too_the_scheduled_action_ends_the_box(stage: Stage, deaf: Deaf):
+    run_id, group = deaf.outputs["RunId"], deaf.outputs["AutoScalingGroupName"]
     client = stage.cloud.client("lambda")
     (name,) = [
         item["FunctionName"] for item in client.list_functions()["Functions"] if "Terminator" in item["FunctionName"]
@@ -120,4 +117,4 @@ def test_with_the_function_broken_too_the_scheduled_action_ends_the_box(stage: S
         ),
         run_id,
     )
-    thaw_and_wait(stage, run_id)
+    thaw_and_wait(stage, deaf)

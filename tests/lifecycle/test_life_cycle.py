@@ -1,12 +1,17 @@
-"""The life cycle with the real CDK CLI, emulated AWS and real processes. Acts of few deployments, to save minutes."""
+"""The life cycle with the real CDK CLI, emulated AWS and real processes. Acts of few deployments, to save minutes.
+
+Where nothing is said of a trainer it is the real one.
+"""
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from tests.support.stage import LONG, SHORT, Stage
+from tests.support.stage import ENDLESS, LONG, QUICK, SHORT, Stage
 from training_image.core import contract
 
 pytestmark = pytest.mark.lifecycle
@@ -49,6 +54,7 @@ def test_training_stack_without_data_stack_says_so_and_creates_nothing(stage: St
 
 
 def test_runs_that_finish(stage: Stage):
+    before = stage.stacks()
     first = stage.deploy(**SHORT)
     run_id = first["RunId"]
     outcome = finished(stage, run_id)
@@ -65,7 +71,9 @@ def test_runs_that_finish(stage: Stage):
         "AutoScalingGroups"
     ]
     assert group["DesiredCapacity"] == 0
-    (action,) = stage.autoscaling.describe_scheduled_actions()["ScheduledUpdateGroupActions"]
+    (action,) = stage.autoscaling.describe_scheduled_actions(AutoScalingGroupName=first["AutoScalingGroupName"])[
+        "ScheduledUpdateGroupActions"
+    ]
     assert (action["MinSize"], action["MaxSize"], action["DesiredCapacity"]) == (0, 0, 0), "killer 3 is armed"
 
     # The same again: nothing happens, and the finished run stays finished.
@@ -73,21 +81,21 @@ def test_runs_that_finish(stage: Stage):
     assert not stage.instances()
 
     # Another learning rate: the next run, the first one's objects untouched.
-    second = stage.deploy(**SHORT, LLM_TRAINING__LEARNING_RATE="3e-4")["RunId"]
+    second = stage.deploy(*stage.trainer(QUICK), **SHORT, LLM_TRAINING__LEARNING_RATE="3e-4")["RunId"]
     assert second != run_id
     assert second.endswith("-2")
     assert holders(stage) == {contract.image_tag(second)}
     assert finished(stage, second)["reason"] == "succeeded", stage.log(second)
     assert stage.objects(keys.prefix) == objects
 
-    destroyed = stage.cdk("destroy", "TrainingStack", "--force", **SHORT)
-    assert destroyed.returncode == 0, destroyed.stdout
-    assert stage.stacks() == {"CDKToolkit", "DataStack"}
+    stage.destroy()
+    assert stage.stacks() == before
     assert stage.objects(keys.prefix) == objects, "results outlive their stack"
     assert holders(stage) == set()
 
 
 def test_a_run_that_is_disturbed_and_then_destroyed(stage: Stage, tmp_path: Path):
+    before = stage.stacks()
     outputs = stage.deploy(**LONG)
     run_id, group = outputs["RunId"], outputs["AutoScalingGroupName"]
     training(stage, run_id)
@@ -111,7 +119,7 @@ def test_a_run_that_is_disturbed_and_then_destroyed(stage: Stage, tmp_path: Path
     )
     assert refused.returncode != 0
     assert f"Run {run_id} is active and goes on unharmed" in " ".join(refused.stdout.split())
-    assert stage.outputs("TrainingStack")["RunId"] == run_id
+    assert stage.outputs(stage.stack)["RunId"] == run_id
     step = stage.heartbeat(run_id)["step"]
     later = stage.wait("more steps", lambda: stage.heartbeat(run_id).get("step", 0) > step, run_id)
     assert later
@@ -122,12 +130,12 @@ def test_a_run_that_is_disturbed_and_then_destroyed(stage: Stage, tmp_path: Path
 
     # Destroy while it trains, with a typo in the shell: deploy refuses that, destroy must not.
     wrong = {**LONG, "LLM_TRAINING__LEARNING_RAT": "1"}
-    typo = stage.cdk("deploy", "TrainingStack", "--require-approval", "never", **wrong)
+    typo = stage.cdk("deploy", "TrainingStack", "--require-approval", "never", typed=True, **wrong)
     assert typo.returncode != 0
     assert "Did you mean LLM_TRAINING__LEARNING_RATE?" in typo.stdout
-    destroyed = stage.cdk("destroy", "TrainingStack", "--force", **wrong)
+    destroyed = stage.cdk("destroy", "TrainingStack", "--force", typed=True, **wrong)
     assert destroyed.returncode == 0, destroyed.stdout
-    assert stage.stacks() == {"CDKToolkit", "DataStack"}
+    assert stage.stacks() == before
     assert not stage.instances()
     outcome = stage.outcome(run_id)
     assert outcome is not None
@@ -136,15 +144,20 @@ def test_a_run_that_is_disturbed_and_then_destroyed(stage: Stage, tmp_path: Path
 
 
 def test_the_box_stops_with_a_checkpoint_before_its_deadline(stage: Stage, tmp_path: Path):
-    """Killer 1: seven minutes of run time, of which the last five are kept back for stopping."""
-    run_id = stage.deploy("-c", "max_runtime_hours=0.12", **LONG)["RunId"]
+    """Killer 1. The deadline is moved to where only the minutes are left that are kept back for stopping."""
+    endless = stage.trainer(ENDLESS)
+    run_id = stage.deploy(*endless, **LONG)["RunId"]
+    training(stage, run_id)
+    soon = (datetime.now(UTC) + timedelta(minutes=4)).isoformat()
+    body = json.dumps({"limits": {"deadline": soon}}).encode()
+    stage.s3.put_object(Bucket=stage.bucket, Key=contract.RunKeys(run_id).control, Body=body)
     outcome = finished(stage, run_id)
     assert (outcome["reason"], outcome["by"]) == ("expired", "instance"), stage.log(run_id)
     saved = stage.verified_step(run_id, tmp_path / "checkpoint")
     assert saved
 
     # Continued under a new limit: refused with another setting, then from the very step, and stopped by `lab stop`.
-    resume = ("-c", f"resume={run_id}", "-c", "max_runtime_hours=1")
+    resume = (*endless, "-c", f"resume={run_id}", "-c", "max_runtime_hours=1")
     other = {**LONG, "LLM_TRAINING__MAX_STEPS": "999"}
     refused = stage.cdk("deploy", "TrainingStack", "--require-approval", "never", *resume, **other)
     assert refused.returncode != 0
@@ -159,4 +172,3 @@ def test_the_box_stops_with_a_checkpoint_before_its_deadline(stage: Stage, tmp_p
     assert finished(stage, second)["reason"] == "stopped", stage.log(second)
     assert (stage.verified_step(second, tmp_path / "stopped") or 0) > saved
     assert stage.outcome(run_id) == outcome, "the first run's end stands"
-    assert stage.cdk("destroy", "TrainingStack", "--force", **LONG).returncode == 0

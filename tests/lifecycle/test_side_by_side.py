@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.stage import LONG, SHORT, Stage
+from tests.support.stage import ENDLESS, LONG, QUICK, SHORT, Stage
 from training_image.core import contract
 
 pytestmark = pytest.mark.lifecycle
@@ -48,17 +48,6 @@ def gone(stage: Stage, before: set[str]) -> None:
     assert {name for name in inventory(stage) - before if "AWSServiceRoleFor" not in name} == set()
 
 
-def deploy(stage: Stage, run: str, **variables: str) -> dict[str, str]:
-    result = stage.cdk("deploy", "TrainingStack", "--require-approval", "never", "-c", f"run={run}", **variables)
-    assert result.returncode == 0, result.stdout
-    return stage.outputs(f"TrainingStack-{run}")
-
-
-def destroy(stage: Stage, run: str) -> None:
-    result = stage.cdk("destroy", "TrainingStack", "--force", "-c", f"run={run}")
-    assert result.returncode == 0, result.stdout
-
-
 def durable(stage: Stage, run_id: str, beyond: int = 0) -> Callable[[], int]:
     """Condition: a checkpoint of a step after ``beyond`` is durable."""
     return lambda: max(0, (stage.heartbeat(run_id).get("durable_step") or 0) - beyond)
@@ -66,7 +55,9 @@ def durable(stage: Stage, run_id: str, beyond: int = 0) -> Callable[[], int]:
 
 def test_two_runs_train_at_once_and_data_stack_changes_under_them(stage: Stage):
     before = inventory(stage)
-    first, second = (deploy(stage, run, **LONG)["RunId"] for run in ("one", "two"))
+    first, second = (
+        stage.deploy("-c", f"run={run}", *stage.trainer(ENDLESS), **LONG)["RunId"] for run in ("one", "two")
+    )
     for run_id in (first, second):
         stage.wait("a checkpoint", durable(stage, run_id), run_id)
     assert len(stage.instances()) == 2
@@ -75,7 +66,7 @@ def test_two_runs_train_at_once_and_data_stack_changes_under_them(stage: Stage):
     assert changed.returncode == 0, changed.stdout
     assert "TrainingStack" not in changed.stdout
     step = stage.heartbeat(second)["durable_step"]
-    destroy(stage, "one")
+    stage.destroy("one")
     outcome = stage.outcome(first)
     assert outcome is not None
     assert outcome["reason"] == "stopped"
@@ -83,16 +74,16 @@ def test_two_runs_train_at_once_and_data_stack_changes_under_them(stage: Stage):
     stage.wait("the other run goes on", durable(stage, second, beyond=step), second)
     assert stage.heartbeat(second)["attempt"] == 1
     assert stage.outcome(second) is None
-    destroy(stage, "two")
+    stage.destroy("two")
     gone(stage, before)
 
 
 def test_destroy_before_there_was_any_capacity(stage: Stage):
     before = inventory(stage)
     stage.cloud.fault("no-capacity", on=True)
-    run_id = deploy(stage, "early", **SHORT)["RunId"]
+    run_id = stage.deploy(*stage.trainer(QUICK), **SHORT)["RunId"]
     assert not stage.instances(), "a deploy neither waits for capacity nor fails without"
-    destroy(stage, "early")
+    stage.destroy()
     stage.cloud.fault("no-capacity", on=False)
     outcome = stage.outcome(run_id)
     assert outcome is not None
@@ -102,8 +93,8 @@ def test_destroy_before_there_was_any_capacity(stage: Stage):
 
 def test_destroy_while_the_box_boots(stage: Stage):
     before = inventory(stage)
-    run_id = deploy(stage, "boots", **LONG)["RunId"]
-    destroy(stage, "boots")
+    run_id = stage.deploy(*stage.trainer(ENDLESS), **LONG)["RunId"]
+    stage.destroy()
     outcome = stage.outcome(run_id)
     assert outcome is not None
     assert outcome["reason"] == "stopped"
@@ -113,11 +104,11 @@ def test_destroy_while_the_box_boots(stage: Stage):
 def test_destroy_while_results_are_uploaded(stage: Stage):
     """The upload is made slow; what a run has finished is not lost to an impatient operator."""
     before = inventory(stage)
-    run_id = deploy(stage, "uploads", **SHORT)["RunId"]
-    slow = {"latency_seconds": 5.0, "only_keys_with": "/adapter/"}
+    run_id = stage.deploy(*stage.trainer(QUICK), **SHORT)["RunId"]
+    slow = {"latency_seconds": 12.0, "only_keys_with": "/adapter/"}
     stage.cloud.fault("s3", settings=slow)
     stage.wait("the upload", lambda: stage.heartbeat(run_id).get("phase") == "uploading", run_id)
-    destroy(stage, "uploads")
+    stage.destroy()
     stage.cloud.fault("s3", settings={})
     outcome = stage.outcome(run_id)
     assert outcome is not None

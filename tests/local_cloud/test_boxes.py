@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from typer.testing import CliRunner
 from local_cloud import cli, processes
 from local_cloud.cloud import LocalCloud, LocalCloudError
 from tests.support.local_lab import Lab, wait_for
+from tests.support.processes import listening
 
 HEAD = """#!/bin/bash
 set -u
@@ -147,9 +147,10 @@ def test_a_scheduled_action_ends_the_group(lab: Lab) -> None:
     name = lab.group("scheduled", HEAD)
     box = lab.up(name)
     put = lab.asg.put_scheduled_update_group_action
-    soon = datetime.now(UTC) + timedelta(seconds=2)
+    later = datetime.now(UTC) + timedelta(hours=1)
     ending = {"AutoScalingGroupName": name, "ScheduledActionName": "deadline", "MinSize": 0, "MaxSize": 0}
-    put(**ending, DesiredCapacity=0, StartTime=soon + timedelta(hours=1))
+    put(**ending, DesiredCapacity=0, StartTime=later)
+    soon = datetime.now(UTC) + timedelta(seconds=2)
     put(**ending, DesiredCapacity=0, StartTime=soon)  # the same name overwrites
     wait_for("terminated", lambda: lab.state(box) == "terminated")
     assert "scheduled action" in lab.last_cause(name)
@@ -228,15 +229,6 @@ def test_a_second_cloud_of_the_same_clone_is_refused(lab: Lab, monkeypatch: pyte
         refused = CliRunner().invoke(cli.app, ["up"])
     assert (refused.exit_code, "running already" in refused.stderr) == (1, True)
     assert lab.asg.describe_auto_scaling_groups()  # and the first one is unharmed
-
-
-def listening(found: list[psutil.Process]) -> set[str]:
-    """The addresses on which these processes listen; one may have ended since it was found."""
-    connections = []
-    for process in found:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            connections += process.net_connections("inet")
-    return {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
 
 
 def test_what_has_ended_meanwhile_listens_nowhere() -> None:

@@ -38,7 +38,7 @@ def writer(lab: Lab) -> Iterator[Path]:
     """The directory of a box that uploads all the time."""
     name = lab.group(f"writer-{len(lab.made)}", WRITER)
     directory = lab.box(lab.up(name))
-    wait_for("a first upload", (directory / "done").exists, 120)
+    wait_for("a first upload", (directory / "done").exists)
     yield directory
     lab.cloud.fault("s3", settings={})
     lab.asg.update_auto_scaling_group(AutoScalingGroupName=name, MinSize=0, MaxSize=0, DesiredCapacity=0)
@@ -106,6 +106,7 @@ def test_a_kill_gives_no_notice_and_the_group_replaces_the_box(lab: Lab) -> None
 
 
 def test_an_interruption_gives_notice_first(lab: Lab) -> None:
+    """What the box itself has written it has written before its end."""
     script = IDLE.replace(
         "exec sleep 600",
         'T=$(curl -s -X PUT "$AWS_EC2_METADATA_SERVICE_ENDPOINT/latest/api/token" '
@@ -116,11 +117,10 @@ def test_an_interruption_gives_notice_first(lab: Lab) -> None:
         'mv "$DESTDIR/notice" "$DESTDIR/seen"; exec sleep 600',
     )
     box = lab.up(lab.group("interrupt", script))
-    lab.cloud.fault("interrupt", instance=box, seconds=3)
+    lab.cloud.fault("interrupt", instance=box, seconds=10)
     seen = lab.box(box) / "seen"
     wait_for("the notice", seen.exists)
     assert '"action": "terminate"' in seen.read_text()
-    assert lab.state(box) == "running"
     wait_for("the end", lambda: lab.state(box) == "terminated")
 
 
@@ -128,17 +128,17 @@ def test_an_interruption_gives_notice_first(lab: Lab) -> None:
 def test_an_outage_of_s3_hits_boxes_and_not_the_operator(lab: Lab, writer: Path, settings: dict, word: str) -> None:
     lab.cloud.fault("s3", settings=settings)
     errors = writer / "errors"
-    wait_for(f"{word} in the box", lambda: errors.exists() and word in errors.read_text(), 60)
+    wait_for(f"{word} in the box", lambda: errors.exists() and word in errors.read_text())
     lab.s3.put_object(Bucket=lab.bucket, Key="operator", Body=b"x")
     lab.cloud.fault("s3", settings={})
     before = (writer / "done").read_text()
-    wait_for("uploads again", lambda: (writer / "done").read_text() != before, 60)
+    wait_for("uploads again", lambda: (writer / "done").read_text() != before)
 
 
 def test_a_throttled_s3_takes_its_time(lab: Lab, writer: Path) -> None:
     lab.cloud.fault("s3", settings={"bytes_per_second": 100_000.0})
     done = writer / "done"
-    wait_for("a slow upload", lambda: any(float(line) > 1.9 for line in done.read_text().splitlines()), 60)
+    wait_for("a slow upload", lambda: any(float(line) > 1.9 for line in done.read_text().splitlines()))
 
 
 def test_what_does_not_exist_is_refused_in_a_sentence(lab: Lab) -> None:

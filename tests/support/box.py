@@ -14,15 +14,14 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import psutil
-
+from tests.support.processes import kill_with_children
 from tests.support.runs import run_json
 from training_image.core.contract import RunKeys, WorkDir
 from training_image.core.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
-WAIT_SECONDS = 60
+WAIT_SECONDS = 180
 MODELS = "box-models"
 SETTINGS = {"model": {"base_model": f"s3://{MODELS}/tiny/"}, "training": {"learning_rate": 1e-4}}
 REGION = "us-east-1"
@@ -171,9 +170,7 @@ class Lab:
         """End what a failed test left behind, trainers included."""
         for process in self.processes:
             if process.poll() is None:
-                for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
-                    with suppress(psutil.NoSuchProcess):  # it has ended since it was listed
-                        victim.kill()
+                kill_with_children(process.pid)
                 process.wait()
 
 

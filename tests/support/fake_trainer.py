@@ -1,7 +1,8 @@
 """A trainer in miniature: keeps the whole contract of ``WorkDir`` and exit codes, learns nothing.
 
-A checkpoint at every second step. ``hold=N`` waits at step N until it is told to stop;
-``deaf`` does not listen. ``hold=PHASE`` stays in a phase without steps, which listens to nobody, until it is killed;
+The first argument is the work directory, or ``box``: that of the box it runs on. A checkpoint at every second step, or
+at every ``every``-th; ``pace=S``: a step takes S seconds. ``hold=N`` waits at step N until it is told to stop; ``deaf``
+does not listen. ``hold=PHASE`` stays in a phase without steps, which listens to nobody, until it is killed;
 in ``saving``, until it is told to stop, and then finishes.
 """
 
@@ -13,11 +14,12 @@ import sys
 import time
 from pathlib import Path
 
-HOLD_SECONDS = 60
+HOLD_SECONDS = 300
 
 work = Path(os.environ["WORK_DIR"])
 options = dict(argument.split("=", 1) for argument in sys.argv[1:])
 total = int(options.get("steps", 6))
+every = int(options.get("every", 2))
 
 
 def write(path: Path, value: object) -> None:
@@ -31,7 +33,7 @@ def checkpoint(step: int) -> None:
     directory = work / "checkpoints" / f"checkpoint-{step}"
     write(directory / "state.json", {"step": step})
     (directory / "weights").mkdir(exist_ok=True)
-    (directory / "weights" / "model.bin").write_bytes(bytes([step]) * 100_000)
+    (directory / "weights" / "model.bin").write_bytes(bytes([step % 256]) * 100_000)
     shutil.copy(work / "metrics" / "steps.jsonl", directory)
     (directory / "COMPLETE").touch()
 
@@ -66,12 +68,13 @@ if not before.exists():
 
 for step in range(first + 1, total + 1):
     status("training", step)
+    time.sleep(float(options.get("pace", 0)))
     with (work / "metrics" / "steps.jsonl").open("a") as steps:
         steps.write(json.dumps({"step": step, "loss": 1 / step}) + "\n")
     if step == int(options.get("crash", 0)):
         print("Traceback: something broke", flush=True)
         sys.exit(1)
-    if step % 2 == 0:
+    if step % every == 0:
         checkpoint(step)
     give_up = time.monotonic() + HOLD_SECONDS
     while str(step) == options.get("hold") and time.monotonic() < give_up:

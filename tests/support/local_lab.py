@@ -20,8 +20,8 @@ TRUST = {
 }
 
 
-def wait_for(what: str, condition: Callable[[], Any], seconds: float = 30) -> Any:
-    """Poll until ``condition`` holds; the message says what did not happen."""
+def wait_for(what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
+    """Poll until ``condition`` holds; the message says what did not happen. The bound is a busy machine's."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := condition():

@@ -6,11 +6,12 @@ import io
 import json
 import subprocess
 import zipfile
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lab_constructs import compute
+from tests.support import runs
 from training_image.core import contract
 
 RUN_ID = "run-12345678-1"
@@ -85,18 +86,15 @@ def archive(folder: Path = compute.SHIPPED) -> bytes:
 
 
 def run_json(**changes: Any) -> dict[str, Any]:
-    """What the host reads of a ``run.json``."""
-    return {
+    own = {
         "group": "the-group",
         "image": "123456789012.dkr.ecr.us-east-1.amazonaws.com/lab@sha256:0",
         "gpus": 1,
-        "auto_shutdown": True,
-        "deadline": (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="seconds"),
         "data_uri": "s3://training/data/",
         "training_bucket": "training",
         "settings": {"model": {"base_model": "org/model", "revision": None}},
-        **changes,
     }
+    return runs.run_json(**(own | changes))
 
 
 class StubHost:

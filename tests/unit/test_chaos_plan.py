@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.chaos.chaos import problems
-from lab.chaos.observe import Attempt, gaps, repeated
+from lab.chaos.chaos import UPLOAD_SECONDS, problems
+from lab.chaos.observe import Attempt, Waiting, gaps, repeated, uploading
 from lab.chaos.plan import NEEDS_THE_CONTAINER, ONLY_WHILE_TRAINING, PHASES, Kind, plan
 
 kinds = st.sets(st.sampled_from(sorted(Kind)), min_size=1)
@@ -61,12 +61,17 @@ def fault(kind, instance="i-1", struck=True, **more):
     return {"kind": kind, "instance": instance, "struck": struck, **more}
 
 
-def run_of(*faults, repeated=(3,), resumed=(8,), **more):
+def run_of(*faults, repeated=(3,), resumed=(8,), waiting=None, **more):
     """Two attempts, of which the first got the faults."""
     boxes = [{"number": 1, "instance": "i-1"}, {"number": 2, "instance": "i-2"}]
     steps = {"repeated_steps": list(repeated), "resumed_steps": list(resumed), "lost_steps": 0}
+    steps["uploading"] = [waiting for _ in repeated]
     ended = {"outcome": "succeeded", "detail": "", "equal": True, "attempts": 2, "ended_by_attempt": 2}
     return {"faults": list(faults), "boxes": boxes, **steps, **ended, **more}
+
+
+def on_its_way(step, steps=1, seconds=0.5):
+    return {"step": step, "steps": steps, "seconds": seconds, "size": 1000}
 
 
 KILLED = fault(Kind.KILL_MACHINE, durable_step=8)
@@ -82,7 +87,12 @@ def test_a_run_that_kept_all_promises_has_no_problem():
         (run_of(KILLED, outcome="failed", detail="no room"), "it ended as failed: no room"),
         (run_of(KILLED, equal=False), "not that of the undisturbed run"),
         (run_of(KILLED, lost_steps=2), "2 of 60 steps are missing or doubled"),
-        (run_of(KILLED, repeated=[9]), "9 steps were repeated after attempt 1"),
+        (run_of(KILLED, repeated=[9]), "9 steps were repeated after attempt 1, more than the interval of 8"),
+        (
+            run_of(KILLED, repeated=[11], waiting=on_its_way(16, steps=2)),
+            "the interval of 8 and 2 while that of step 16",
+        ),
+        (run_of(KILLED, waiting=on_its_way(16, seconds=UPLOAD_SECONDS + 1)), "step 16 was not in S3 11 s later"),
         (run_of(fault(Kind.KILL_UPLOADING, durable_step=16)), "checkpoint of step 16 was lost: resumed from 8"),
         (run_of(fault(Kind.NOTICE, durable_step=8)), "had notice, and yet 3 steps were repeated"),
         (run_of(fault(Kind.TWO_BOXES), ended_by_attempt=1), "attempt 1 ended it, although attempt 2 had taken over"),
@@ -94,6 +104,24 @@ def test_a_run_that_kept_all_promises_has_no_problem():
 def test_each_broken_promise_is_a_problem(run, words):
     (found,) = problems(run, steps=60, save_steps=8)
     assert words in found
+
+
+def test_what_passes_while_the_newest_checkpoint_is_uploaded_is_repeated_too():
+    """Killed at step 50, with the checkpoint of step 48 on its way: from 40 again."""
+    lost = run_of(KILLED, repeated=[10], resumed=[40], waiting=on_its_way(48, steps=2))
+    assert problems(lost, steps=60, save_steps=8) == []
+
+
+def test_a_large_checkpoint_may_take_the_longer():
+    large = on_its_way(16, seconds=UPLOAD_SECONDS + 1) | {"size": 10**9}
+    assert problems(run_of(KILLED, waiting=large), steps=60, save_steps=8) == []
+
+
+def test_what_came_too_late_is_the_oldest_checkpoint_that_the_next_attempt_did_not_get():
+    disk = tuple(Waiting(step, 50 - step, 1.0, 10) for step in (40, 48))
+    one, two, three = Attempt(1, "i-1", 0, 50, disk), Attempt(2, "i-2", 40, 55), Attempt(3, "i-3", 48, 60)
+    assert uploading([one, two, three]) == [disk[1], None]
+    assert uploading([one]) == []
 
 
 def test_what_could_not_be_kept_is_not_asked_for():

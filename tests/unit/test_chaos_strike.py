@@ -105,7 +105,66 @@ def test_without_a_checkpoint_there_is_nothing_to_corrupt(cloud):
 
 
 def test_a_clock_that_jumped_is_right_again_in_the_end(cloud):
-    assert Striker(cloud, Store(), "group").strike(Kind.CLOCK_JUMP, "i-1", KEYS)
+    striker = Striker(cloud, Store(), "group")
+    assert striker.strike(Kind.CLOCK_JUMP, "i-1", KEYS)
+    striker.end_lasting(at_once=False)
     assert [details["seconds"] for _, details in cloud.asked] == list(JUMPS)
     assert JUMPS[-1] == 0
     assert max(map(abs, JUMPS)) < 300, "AWS refuses signatures that are further off"
+
+
+FOR_EVER = 3600.0
+
+
+def test_a_fault_that_lasts_does_not_hold_up_the_next_ones_moment(cloud, monkeypatch):
+    """A supervisor that was to be killed at step 9 was killed at step 50, when a clock had finished jumping."""
+    monkeypatch.setattr(strike, "OUTAGE_SECONDS", FOR_EVER)
+    striker = Striker(cloud, Store(), "group")
+    assert striker.strike(Kind.CLOCK_JUMP, "i-1", KEYS)
+    assert [details["seconds"] for _, details in cloud.asked] == [JUMPS[0]], "it has begun, and nobody waits"
+    assert striker.strike(Kind.KILL_MACHINE, "i-1", KEYS)
+    assert [details.get("seconds", name) for name, details in cloud.asked] == [JUMPS[0], JUMPS[-1], "kill"]
+
+
+@pytest.mark.parametrize("kind", [Kind.S3_REFUSES, Kind.S3_DROPS, Kind.S3_SLOW])
+def test_an_outage_is_over_when_the_next_fault_strikes(cloud, monkeypatch, kind):
+    monkeypatch.setattr(strike, "OUTAGE_SECONDS", FOR_EVER)
+    striker = Striker(cloud, Store(), "group")
+    assert striker.strike(kind, "i-1", KEYS)
+    (during,) = cloud.s3_settings
+    assert during
+    assert striker.strike(Kind.NOTICE, "i-1", KEYS)
+    assert cloud.s3_settings == [during, {}]
+    striker.end_lasting()
+    assert cloud.s3_settings == [during, {}], "once"
+
+
+def test_an_outage_that_nothing_follows_lasts_its_time(cloud):
+    striker = Striker(cloud, Store(), "group")
+    assert striker.strike(Kind.S3_REFUSES, "i-1", KEYS)
+    striker.end_lasting(at_once=False)
+    assert cloud.s3_settings[-1] == {}
+
+
+def test_a_full_disk_has_room_again_when_the_next_fault_strikes(cloud, monkeypatch):
+    monkeypatch.setattr(strike, "OUTAGE_SECONDS", FOR_EVER)
+    boxes = cloud.state / "boxes"
+    boxes.mkdir()
+
+    class Full:
+        def __enter__(self):
+            (boxes / "filler").touch()
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.open", lambda self, *_, **__: Full())
+    striker = Striker(cloud, Store(), "group")
+    assert striker.strike(Kind.DISK_FULL, "i-1", KEYS)
+    assert (boxes / "filler").exists()
+    striker.end_lasting()
+    assert not (boxes / "filler").exists()

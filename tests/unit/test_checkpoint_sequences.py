@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.support.examples import examples
 from training_image.core.contract import COMPLETE_MARKER, MANIFEST_NAME, RunKeys
 from training_image.core.store import MissingObject
 from training_image.storage import checkpoints
@@ -201,4 +202,4 @@ class Attempts(RuleBasedStateMachine):
 
 
 TestSequences = Attempts.TestCase
-TestSequences.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestSequences.settings = settings(max_examples=examples(40), stateful_step_count=25)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from aws_cdk.assertions import Match, Template
 from hypothesis import HealthCheck, given, settings
 
 from lab_constructs import compute
+from tests.support.examples import examples
 from tests.support.lab_strategies import lab_configs
 from tests.support.stacks import ROOT, only, training_template
 from training_image.config.catalog import INSTANCES
@@ -74,7 +76,7 @@ def test_on_demand_types_price_and_image_are_settings():
 
 
 @given(config=lab_configs())
-@settings(max_examples=5, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(5), suppress_health_check=list(HealthCheck))
 def test_any_valid_settings_reach_the_group(config):
     template = training_template(config)
     types = [item["InstanceType"] for item in policy(template)["LaunchTemplate"]["Overrides"]]
@@ -192,6 +194,17 @@ def test_the_box_fetches_its_host_files_and_may_read_nothing_else_of_the_bootstr
     named = script.index({"Fn::Sub": bucket})
     assert script[named - 1].endswith("HOST_BUCKET='")
     assert script[named + 1].startswith(f"'\nHOST_KEY='{archive[-1][1:]}'\n")
+
+
+def test_user_data_is_told_bucket_stack_and_region_and_nothing_else(training):
+    launch = only(training, "AWS::EC2::LaunchTemplate")["Properties"]["LaunchTemplateData"]
+    parts = launch["UserData"]["Fn::Base64"]["Fn::Join"][1]
+    told = {part.rsplit("\n", 1)[-1]: json.dumps(token) for part, token in pairwise(parts) if isinstance(token, dict)}
+    assert set(told) == {"BUCKET='", "STACK='", "HOST_BUCKET='", "export AWS_DEFAULT_REGION='"}
+    assert "OutputsBucket" in told["BUCKET='"]
+    assert "AWS::StackId" in told["STACK='"], "another stack of this name is another one"
+    assert json.loads(told["export AWS_DEFAULT_REGION='"]) == {"Ref": "AWS::Region"}
+    assert parts[0].startswith("#!/bin/bash\n")
 
 
 @pytest.mark.parametrize("script", [compute.USER_DATA, *ROOT.glob("scripts/*.sh")], ids=lambda path: path.name)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab_constructs import guards
+from tests.support.examples import examples
 from tests.support.stacks import ROOT
 from tests.support.whole_app import templates, whole_app
 from training_image.core import contract
@@ -184,7 +185,7 @@ def test_an_ingress_rule_of_its_own(training):
 
 
 @given(flags=st.fixed_dictionaries({key: st.sampled_from([True, False, None, "true"]) for key in guards.ACCESS_BLOCK}))
-@settings(derandomize=True, max_examples=60)
+@settings(max_examples=examples(60))
 def test_anything_but_a_full_access_block_is_public(flags):
     block = {key: value for key, value in flags.items() if value is not None}
     bucket = {"Type": "AWS::S3::Bucket", "Properties": {"PublicAccessBlockConfiguration": block, "Tags": TAGS}}
@@ -242,7 +243,7 @@ def template_with(statement: dict[str, Any]) -> Template:
 
 
 @given(action=st.sampled_from(ACTIONS), bound=st.sampled_from(BOUNDED))
-@settings(derandomize=True, max_examples=60)
+@settings(max_examples=examples(60))
 def test_a_bounded_ending_is_fine(action, bound):
     assert guards.problems(template_with({"Action": action, **bound}), training=False) == []
 
@@ -250,7 +251,7 @@ def test_a_bounded_ending_is_fine(action, bound):
 @given(
     action=st.sampled_from(ACTIONS), bound=st.sampled_from(UNBOUNDED), beside=st.sampled_from([[], ["s3:GetObject"]])
 )
-@settings(derandomize=True, max_examples=120)
+@settings(max_examples=examples(120))
 def test_an_unbounded_ending_is_a_problem(action, bound, beside):
     problems = guards.problems(template_with({"Action": [*beside, action], **bound}), training=False)
     assert len(problems) == 1

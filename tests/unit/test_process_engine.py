@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -182,10 +183,16 @@ def test_stop_gives_the_time_it_was_told_and_then_kills(tmp_path: Path) -> None:
     with running, running.stdout as out:
         assert out.readline() == "up\n"
         started = time.monotonic()
-        assert docker(state, "stop", "-t", "1", "x").returncode == 0
-        assert 1 <= time.monotonic() - started < 10
-        assert out.readline() == "ignored\n"
-        assert running.wait(10) == 137
+        with ThreadPoolExecutor() as other:
+            stopping = other.submit(docker, state, "stop", "-t", "1", "x")
+            assert out.readline() == "ignored\n"
+            asked = time.monotonic()  # how long the client takes to begin is the machine's business
+            assert out.readline() == "", "the end"
+            ended = time.monotonic()
+            assert stopping.result().returncode == 0
+        assert ended - started >= 1
+        assert ended - asked < 10, "Docker's own patience"
+        assert running.wait(60) == 137
 
 
 @pytest.mark.parametrize(
@@ -223,6 +230,6 @@ def test_a_sigterm_to_the_client_reaches_the_container(tmp_path: Path) -> None:
         try:
             assert out.readline() == "up\n"
             running.terminate()
-            assert running.wait(10) == 20
+            assert running.wait(60) == 20
         finally:
             docker(state, "stop", "-t", "0", "x")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.support.controller import SPEC, Fakes
+from tests.support.examples import examples
 from training_image.core import contract
 
 OTHER = {**SPEC, "settings": {"training": {"seed": 2}}}
@@ -186,5 +187,5 @@ class Stack(RuleBasedStateMachine):
         assert all(self.ended(run_id) for run_id in self.pointed_at - {self.pointer})
 
 
-Stack.TestCase.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+Stack.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=25)
 test_any_sequence = Stack.TestCase

@@ -22,7 +22,7 @@ def handler(event, context):
     urllib.request.urlopen(urllib.request.Request(event["ResponseURL"], data=body, method="PUT"))
 """
 TRUST = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
-END_SECONDS = 60
+END_SECONDS = 180
 
 
 @pytest.fixture

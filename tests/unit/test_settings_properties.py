@@ -1,6 +1,6 @@
 """Any valid settings make templates that keep every guard; any invalid ones are sentences, and the templates are there.
 
-Few examples, because each is a synthesis (about a second); the same ones every time.
+Few examples, because each is a synthesis (about a second).
 """
 
 import json
@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from lab_constructs import guards
+from tests.support.examples import examples
 from tests.support.lab_strategies import lab_configs
 from tests.support.whole_app import templates, whole_app
 from tests.unit.test_templates_lint import findings
@@ -22,8 +23,6 @@ from training_image.config.lab_settings import LabConfig
 from training_image.config.run_settings import PREFIX, RunSettings
 
 SLOW = settings(
-    derandomize=True,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate],  # shrinking would take a synthesis a step
 )
@@ -61,7 +60,7 @@ def _clean_environment(monkeypatch):
 
 
 @given(config=lab_configs(), run=run_settings())
-@settings(SLOW, max_examples=12)
+@settings(SLOW, max_examples=examples(12))
 def test_any_valid_settings_keep_the_guards_and_stay_small(config, run):
     app, _, training = whole_app(config, run)
     guards.synth(app, training=training)
@@ -72,7 +71,7 @@ def test_any_valid_settings_keep_the_guards_and_stay_small(config, run):
 
 
 @given(config=lab_configs(), run=run_settings())
-@settings(SLOW, max_examples=3)
+@settings(SLOW, max_examples=examples(3))
 def test_any_valid_settings_lint_clean(config, run, tmp_path_factory):
     folder, files = tmp_path_factory.mktemp("lint"), []
     for stack, template in templates(whole_app(config, run)[0]).items():
@@ -93,7 +92,7 @@ def wrong_values() -> st.SearchStrategy[dict[str, Any]]:
 
 
 @given(values=wrong_values())
-@settings(SLOW, max_examples=300)
+@settings(SLOW, max_examples=examples(300))
 def test_whatever_is_typed_loads_and_each_problem_is_one_sentence(values):
     loaded = lab_settings.load(NOWHERE, values, _environment())
     for problem in (*loaded.lab_problems, *loaded.run_problems):
@@ -111,7 +110,7 @@ def _environment() -> Any:
 
 
 @given(values=wrong_values())
-@settings(SLOW, max_examples=6)
+@settings(SLOW, max_examples=examples(6))
 def test_whatever_is_typed_still_synthesises(values):
     """So that a destroy works."""
     loaded = lab_settings.load(NOWHERE, values, _environment())

@@ -108,10 +108,13 @@ def test_it_stays_small(training):
 # --- both -------------------------------------------------------------------------------------------------------------
 def masked(template: Template) -> object:
     """Asset hashes change with every line of code; masked here, in one place. Metadata (accepted findings, with their
-    reasons) has tests of its own."""
+    reasons) and user data (in `test_compute.py` and `test_boot.py`) have tests of their own."""
     found = json.loads(HASH.sub("<asset>", json.dumps(template.to_json())))
     for resource in found["Resources"].values():
         resource.pop("Metadata", None)
+        if resource["Type"] == "AWS::EC2::LaunchTemplate":
+            assert resource["Properties"]["LaunchTemplateData"]["UserData"]
+            resource["Properties"]["LaunchTemplateData"]["UserData"] = "<user data>"
     return found
 
 
@@ -132,10 +135,17 @@ def synth(folder: Path, **environ: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_templates_do_not_depend_on_where_they_are_deployed(tmp_path):
-    synth(tmp_path / "plain")
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The assembly that `app.py` makes of the defaults."""
+    folder = tmp_path_factory.mktemp("plain")
+    synth(folder)
+    return folder
+
+
+def test_templates_do_not_depend_on_where_they_are_deployed(plain, tmp_path):
     synth(
-        tmp_path / "local",
+        tmp_path,
         AWS_ENDPOINT_URL="http://127.0.0.1:4566",
         AWS_ACCESS_KEY_ID="test",
         AWS_SECRET_ACCESS_KEY="test",
@@ -144,7 +154,7 @@ def test_templates_do_not_depend_on_where_they_are_deployed(tmp_path):
     )
     for name in ("DataStack", "TrainingStack"):
         file = f"{name}.template.json"
-        assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "local" / file).read_bytes()
+        assert (plain / file).read_bytes() == (tmp_path / file).read_bytes()
 
 
 def test_a_wrong_setting_is_an_annotation_and_the_template_still_exists(tmp_path):
@@ -157,8 +167,7 @@ def test_a_wrong_setting_is_an_annotation_and_the_template_still_exists(tmp_path
     assert (tmp_path / "TrainingStack.template.json").exists()
 
 
-def test_stacks_do_not_depend_on_each_other(tmp_path):
-    synth(tmp_path)
-    artifacts = json.loads((tmp_path / "manifest.json").read_text())["artifacts"]
+def test_stacks_do_not_depend_on_each_other(plain):
+    artifacts = json.loads((plain / "manifest.json").read_text())["artifacts"]
     for name, other in (("DataStack", "TrainingStack"), ("TrainingStack", "DataStack")):
         assert other not in artifacts[name].get("dependencies", [])

@@ -4,10 +4,9 @@ import hashlib
 import json
 import shutil
 
-import hypothesis
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.support import tiny_model
@@ -253,8 +252,8 @@ def test_checkpoint_cadence(since_save, step, save, due):
     assert save_is_due(since_save, step, save, uploading=False) is due
 
 
-@hypothesis.settings(deadline=None)
 @given(step=st.floats(1, 290), save=st.floats(0.01, 60), upload=st.floats(0, 900))
+@example(step=7.5, save=31.85781188517705, upload=0.0)  # sums that are 300 and a rounding error
 def test_a_cadence_keeps_to_both_bounds_whatever_steps_saves_and_uploads_take(step, save, upload):
     """An hour, step by step: what a save takes is at most 2 % of what passes before it, unless five minutes would."""
     now, saved, uploaded, last, gaps = 0.0, 0.0, 0.0, None, []
@@ -265,8 +264,8 @@ def test_a_cadence_keeps_to_both_bounds_whatever_steps_saves_and_uploads_take(st
             now, last = now + save, save
             saved, uploaded = now, now + upload
     rounding = 1e-6
-    assert max(gaps) <= 300
-    assert all(gap >= 30 - rounding or gap + step > 300 for gap in gaps)
+    assert max(gaps) <= 300 + rounding
+    assert all(gap >= 30 - rounding or gap + step > 300 - rounding for gap in gaps)
     assert all(gap >= max(save / 0.02, upload) - rounding or gap + step > 300 - rounding for gap in gaps[1:])
 
 

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from hypothesis import strategies as st
 from lab_constructs import compute
 from tests.support.stub_host import ARCHIVE, ASSETS, BUCKET, INSTANCE, KEYS, StubHost, archive, run_json
 from training_image.core import contract
+from training_image.core.codec import UnreadableError
+from training_image.core.records import Control, Outcome, Run, in_force, outcome_now
 
 HOUR = timedelta(hours=1)
 END_RUN = ["terminate-instance-in-auto-scaling-group", "complete-lifecycle-action"]
@@ -116,7 +119,7 @@ def test_a_failure_of_the_fetched_setup_says_where(host):
     host.fault("pull", "no space left on device")
     assert host.boot() == 1
     outcome = host.outcome()
-    assert (outcome["reason"], outcome["by"]) == (contract.Reason.FAILED, contract.Actor.BOX)
+    assert (outcome["reason"], outcome["by"]) == (contract.Reason.FAILED, contract.Actor.INSTANCE)
     assert re.search(r"failed at line \d+ of setup \(\./pull\); see boots/", outcome["detail"])
     assert host.ending == END_RUN
     assert "no space left on device" in host.get(f"{KEYS.prefix}boots/{INSTANCE}/training-setup.log")
@@ -157,9 +160,12 @@ def test_a_run_whose_deadline_has_passed_expires(host):
 def test_the_outcome_is_the_contracts(host):
     host.fault("pull")
     host.boot()
-    fields = re.findall(r"``\{(.*?)\}``", contract.RunKeys.outcome.__doc__)[0]
-    assert set(host.outcome()) == set(re.findall(r'"(\w+)"', fields))
-    assert datetime.fromisoformat(host.outcome()["at"]).tzinfo is UTC
+    said = host.outcome()
+    read = Outcome.read(said)
+    made = outcome_now(read.reason, read.detail or "", contract.Actor.INSTANCE)
+    assert read == replace(made, at=read.at)
+    assert {name: made.to_json()[name] for name in said} == {**said, "at": made.to_json()["at"]}
+    assert read.at is not None
 
 
 def test_the_names_are_the_contracts():
@@ -259,14 +265,17 @@ def _content(files: dict[str, bytes | None], path: Path, encoding: str) -> str:
     return body.decode(encoding)
 
 
-def expected(run: dict[str, Any], control: dict[str, Any] | None) -> dict[str, str]:
-    """By the contract, and the one rule beside it: who stops a run has reviewed it, so nothing is kept."""
-    now = contract.in_force(run, control)
-    deadline = datetime.fromisoformat(now["deadline"])
-    kept = not now["auto_shutdown"] and not (control or {}).get("stop")
+def expected(run: dict[str, Any], control: bytes | None) -> dict[str, str]:
+    """As the records have it; what cannot be understood of control.json holds for nobody."""
+    try:
+        asked = None if control is None else Control.parse(control)
+    except UnreadableError:
+        asked = None
+    held = in_force(Run.read(run), asked)
+    deadline = held.deadline.astimezone(UTC)
     return {
         "GROUP": run["group"],
-        "AUTO_SHUTDOWN": "false" if kept else "true",
+        "AUTO_SHUTDOWN": str(held.auto_shutdown).lower(),
         "DEADLINE": f"{deadline:%Y-%m-%d %H:%M:%S} UTC",
         "EXPIRED": str(deadline <= datetime.now(UTC)).lower(),
     }
@@ -280,7 +289,8 @@ def expected(run: dict[str, Any], control: dict[str, Any] | None) -> dict[str, s
 @settings(deadline=None)
 def test_limits_are_the_contracts(deadline, auto_shutdown, control):
     run = run_json(deadline=deadline.isoformat(timespec="seconds"), auto_shutdown=auto_shutdown)
-    assert fields(run, None if control is None else json.dumps(control).encode()) == expected(run, control)
+    body = None if control is None else json.dumps(control).encode()
+    assert fields(run, body) == expected(run, body)
 
 
 NO_LIMITS = JSON | st.fixed_dictionaries(
@@ -293,9 +303,9 @@ NO_LIMITS = JSON | st.fixed_dictionaries(
     auto_shutdown=st.booleans(),
 )
 @settings(deadline=None)
-def test_whatever_stands_in_control_json_the_runs_own_limits_hold(control, auto_shutdown):
+def test_whatever_stands_in_control_json_the_limits_are_those_of_the_records(control, auto_shutdown):
     run = run_json(auto_shutdown=auto_shutdown)
-    assert fields(run, control) == expected(run, None)
+    assert fields(run, control) == expected(run, control)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class Record:
             UnreadableError: it is no JSON, or not such a record.
         """
         try:
-            value = json.loads(body)
+            value = json.loads(body.decode())
         except (ValueError, RecursionError) as error:
             raise UnreadableError(f"{cls.NAME} is unreadable: it is no JSON ({error})") from None
         return cls.read(value)

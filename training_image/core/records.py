@@ -1,8 +1,8 @@
 """The objects that a run's programs tell each other through S3, as frozen records: one type and one reader for each.
 
 ``Run`` is an order and read strictly: a bound that was misread would cost money. Of ``Control`` a limit that makes no
-sense changes nothing, so that the run's own holds. ``Outcome``, ``Heartbeat`` and ``Status`` are reports from a container
-that is not trusted: a field that makes no sense counts as not said.
+sense changes nothing, so that the run's own holds. ``Outcome``, ``Heartbeat`` and ``Status`` are reports from a
+container that is not trusted: a field that makes no sense counts as not said.
 """
 
 from __future__ import annotations
@@ -172,8 +172,8 @@ class Limits:
 
 def in_force(run: Run, control: Control | None) -> Limits:
     """A limit of control.json lies over run.json's; and who asks a run to stop has reviewed it, so that its instance
-    ends whatever ``auto_shutdown`` says. The instance, without packages, has the same rule in ``fields.py``, held to this
-    one by a test."""
+    ends whatever ``auto_shutdown`` says. The host, which has no packages, has the same rule in ``fields.py``; a test
+    holds it to this one."""
     changed = (control and control.limits) or LimitChange()
     kept = run.auto_shutdown if changed.auto_shutdown is None else changed.auto_shutdown
     return Limits(
