@@ -155,7 +155,7 @@ def measure_notice(server: S3, folder: Path) -> dict[str, Any]:
     server.metadata = {"instance-id": "i-0", "autoscaling/target-lifecycle-state": "InService"}
     command = [sys.executable, "-m", "training_image.supervisor", "--bucket", bucket, "--run-id", run_id]
     with (folder / "console.log").open("wb") as console:
-        box = subprocess.Popen(
+        instance = subprocess.Popen(
             [*command, "--work-dir", str(folder / "work")],
             cwd=ROOT,
             env=surroundings(server),
@@ -164,7 +164,7 @@ def measure_notice(server: S3, folder: Path) -> dict[str, Any]:
         )
     ready = folder / "work" / "ready"
     while not ready.exists():
-        if box.poll() is not None:
+        if instance.poll() is not None:
             raise SystemExit((folder / "console.log").read_text())
         time.sleep(0.1)
 
@@ -179,7 +179,7 @@ def measure_notice(server: S3, folder: Path) -> dict[str, Any]:
             raise SystemExit((folder / "console.log").read_text())
     took = time.monotonic() - noticed
     server.link.bytes_per_second = 0.0
-    box.wait(60)
+    instance.wait(60)
     saved = json.loads((folder / "work" / "saved.json").read_text())
     size = sum(server.size(name) for name in server.objects if "/step-" in f"/{name}")
     (folder / "work" / "kept").rename(folder / "template")

@@ -1,8 +1,8 @@
 """How long an attempt takes from its container's start to its first optimizer step: ``make bench-first-step``.
 
-The demo's model with its weights already on the box, the real supervisor and trainer in processes of their own, S3 by
-``benchmarks/s3_on_disk.py``. What the container engine needs is not in it. The target is 15 s on a quiet machine; most
-of it is imports, so the trainer's are timed apart. Figures go to ``benchmarks/results/first_step.json``.
+The demo's model with its weights already on the instance, the real supervisor and trainer in processes of their own,
+S3 by ``benchmarks/s3_on_disk.py``. What the container engine needs is not in it. The target is 15 s on a quiet
+machine; most of it is imports, so the trainer's are timed apart. Figures go to ``benchmarks/results/first_step.json``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long a box's downloads take, beside ``aws s3 sync`` of the same objects: ``make bench-transfer``.
+"""How long an instance's downloads take, beside ``aws s3 sync`` of the same objects: ``make bench-transfer``.
 
 Ours is ``Store.list`` and ``Store.sync``, a whole process each time as the CLI's is; s5cmd is timed too where PATH has
 it. The server is ``benchmarks/s3_on_disk.py``, because the emulator's S3 is slower than any of the clients. It runs on
@@ -103,7 +103,7 @@ def measure(rounds: int, small_files: int, large_mb: int) -> dict[str, dict[str,
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time the downloads of a box against aws s3 sync.")
+    parser = argparse.ArgumentParser(description="Time the downloads of an instance against aws s3 sync.")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     parser.add_argument("--small-files", type=int, default=10_000, help=f"of {SMALL_BYTES} bytes (default: 10000)")
     parser.add_argument("--large-mb", type=int, default=2000, help="of each of two large files (default: 2000)")

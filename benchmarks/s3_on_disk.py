@@ -1,8 +1,8 @@
 """An S3 that is quick enough to measure uploads against: bodies go from the socket to a file, and nothing is checked.
 
-The emulator of the tests takes some 110 MB/s, less than a box's network. This one answers what boto3 and the AWS CLI
-ask when they upload, list, read and delete; its link can be narrowed, and it serves the instance metadata too, so that
-an interruption's notice comes from the same clock.
+The emulator of the tests takes some 110 MB/s, less than an instance's network. This one answers what boto3 and the
+AWS CLI ask when they upload, list, read and delete; its link can be narrowed, and it serves the instance metadata
+too, so that an interruption's notice comes from the same clock.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The Auto Scaling engine: keeps each group's boxes at its desired capacity, through lifecycle hooks and on schedule.
+"""The Auto Scaling engine: keeps each group's instances at its desired capacity, through lifecycle hooks and on
+schedule.
 
-A replacement starts when the old box is gone (AWS may overlap them). Group records are ministack's own.
+A replacement starts when the old instance is gone (AWS may overlap them). Group records are ministack's own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from local_cloud.runner import Runner
 
 TICK_SECONDS = 0.2
 DRAIN_SECONDS = 300.0
-"""CloudFormation's deletion waits so long for a group's boxes, then pulls the plug."""
+"""CloudFormation's deletion waits so long for a group's instances, then pulls the plug."""
 RETRY_SECONDS = 5.0
 """After a failed launch; AWS waits longer and longer."""
 DIFFERENCE = "in response to a difference between desired and actual capacity."
@@ -186,7 +187,7 @@ class Engine:
             raise rules.ValidationError(f"Invalid SSM parameter: {name}")
         return str(parameter["Value"])
 
-    # --- the end of a box -----------------------------------------------------------------------------------------
+    # --- the end of an instance ---------------------------------------------------------------------------------------
     def terminate(self, group: dict[str, Any], member: dict[str, Any], cause: str) -> dict[str, str]:
         """Begin the end of a member: its hook's wait first, if it has one."""
         name = group["AutoScalingGroupName"]
@@ -206,7 +207,8 @@ class Engine:
         self.runner.shut_down(member["InstanceId"])
 
     def drain(self, group: dict[str, Any]) -> None:
-        """Capacity 0, and wait for the boxes: what deleting the group does. Runs without the lock while it waits."""
+        """Capacity 0, and wait for the instances: what deleting the group does. Runs without the lock while it
+        waits."""
         with self.lock:
             self.resize(group, rules.Sizes(0, 0, 0))
         deadline = time.monotonic() + DRAIN_SECONDS

@@ -236,5 +236,5 @@ def _install_cloudformation(engine: Engine) -> None:
     provisioners._asg_fields, provisioners._asg_delete = with_policy, drain_and_delete
     handlers = provisioners._RESOURCE_HANDLERS[GROUP_TYPE]
     handlers.update(create=create_group, update=update, delete=drain_and_delete)
-    # Waiting for boxes on the event loop would stop the very uploads that it waits for.
+    # Waiting for instances on the event loop would stop the very uploads that it waits for.
     stacks._runs_on_worker_thread = lambda kind: kind == GROUP_TYPE or on_worker(kind)

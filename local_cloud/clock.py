@@ -1,4 +1,4 @@
-"""The wall clock of a box, set from outside: libfaketime, preloaded into each of the box's processes.
+"""The wall clock of an instance, set from outside: libfaketime, preloaded into each of the instance's processes.
 
 Only the wall clock moves. The monotonic clock and the times of files stay, as on a machine whose clock is set.
 """
@@ -15,7 +15,7 @@ VARIABLES = (
     "FAKETIME_DONT_FAKE_MONOTONIC",
     "NO_FAKE_STAT",
 )
-"""What a container of the box has too: it shares the machine's clock."""
+"""What a container of the instance has too: it shares the machine's clock."""
 _PLACES = ("/usr/lib/*/faketime", "/usr/lib64/faketime", "/usr/lib/faketime", "/usr/local/lib/faketime")
 _SOURCE = Path(__file__).with_name("real_sleep.c")
 
@@ -44,13 +44,13 @@ def preload(directory: Path) -> str:
 
 
 def environment(box: Path, preloaded: str) -> dict[str, str]:
-    """What each process of the box needs."""
+    """What each process of the instance needs."""
     move(box, 0)
     return dict(zip(VARIABLES, (preloaded, str(_file(box)), "1", "1", "1"), strict=True))
 
 
 def move(box: Path, seconds: float) -> None:
-    """Let the box's clock be ``seconds`` ahead of the real one from now on, negative: behind; its processes see it
+    """Let the instance's clock be ``seconds`` ahead of the real one from now on, negative: behind; its processes see it
     within a second."""
     new = _file(box).with_suffix(".new")
     new.write_text(f"{seconds:+.0f}\n")

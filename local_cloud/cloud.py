@@ -83,7 +83,7 @@ class LocalCloud:
             raise
 
     def stop(self) -> None:
-        """End the server and every box; returns when nothing of this clone's cloud runs. Safe to call twice."""
+        """End the server and every instance; returns when nothing of this clone's cloud runs. Safe to call twice."""
         if self._server is not None:
             with contextlib.suppress(psutil.Error):
                 self._server.send_signal(signal.SIGTERM)
@@ -261,7 +261,7 @@ class LocalCloud:
         self._bootstrapped = True
 
     def boxes(self) -> list[Path]:
-        """The directories of all boxes of this start, ended ones too; a directory's name is the instance id."""
+        """The directories of all instances of this start, ended ones too; a directory's name is the instance id."""
         return sorted((self.state / "boxes").glob("i-*"))
 
 

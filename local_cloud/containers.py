@@ -93,7 +93,8 @@ class Container:
         """The whole environment of the first process.
 
         PYTHONPATH makes the code as copied at build win over the checkout that the virtual environment points to. HOME
-        lies in the container, so that no credentials file of the machine is read: credentials come from the box's IMDS.
+        lies in the container, so that no credentials file of the machine is read: credentials come from the
+        instance's IMDS.
         """
         return {
             **given,

@@ -1,4 +1,4 @@
-"""``systemctl`` and ``poweroff`` inside a box: the command lines, and the call to the box's init."""
+"""``systemctl`` and ``poweroff`` inside an instance: the command lines, and the call to the instance's init."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def parse_systemctl(arguments: list[str]) -> tuple[str, set[str], list[str]] | s
 
 
 def call(box: Path, verb: str, flags: set[str], names: list[str]) -> tuple[int, str]:
-    """Ask the init of the box at ``box``: exit code and text."""
+    """Ask the init of the instance in the directory ``box``: exit code and text."""
     port, _, key = (box / "run" / "init.address").read_text().partition(" ")
     with Client(("127.0.0.1", int(port)), authkey=bytes.fromhex(key)) as connection:
         connection.send((verb, flags, names))

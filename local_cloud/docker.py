@@ -1,5 +1,5 @@
-"""The process engine's command line: what the ``docker`` shim runs, for the CDK CLI and for a box alike, unless the
-local cloud was told to use the docker engine.
+"""The process engine's command line: what the ``docker`` shim runs, for the CDK CLI and for an instance alike, unless
+the local cloud was told to use the docker engine.
 
 What the CDK CLI and the boot script use is modelled; other options are refused, rather than silently ignored.
 """
@@ -30,12 +30,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def box() -> Path | None:
-    """The directory of the box that calls, which lies in ``<state>/boxes/``; None: the machine itself calls."""
+    """The directory of the instance that calls, which lies in ``<state>/boxes/``; None: the machine itself calls."""
     return Path(destdir) if (destdir := os.environ.get("DESTDIR")) else None
 
 
 def engine_root() -> Path:
-    """A box's own engine below its DESTDIR, else the machine's in the local cloud's state directory.
+    """An instance's own engine below its DESTDIR, else the machine's in the local cloud's state directory.
 
     Raises:
         EngineError: neither is known.

@@ -1,8 +1,9 @@
 """The docker engine: the real ``docker`` in the process engine's place, where one answers.
 
-What differs from AWS, for the CDK CLI and for a box alike, is all in ``translate``: ECR's host is the emulator's own
-registry on loopback; a container shares the machine's network and is told the two addresses that are not AWS's there;
-``--gpus`` is dropped where there is no GPU runtime; a box's containers carry its id, because boxes share one engine.
+What differs from AWS, for the CDK CLI and for an instance alike, is all in ``translate``: ECR's host is the
+emulator's own registry on loopback; a container shares the machine's network and is told the two addresses that are
+not AWS's there; ``--gpus`` is dropped where there is no GPU runtime; an instance's containers carry its id, because
+instances share one engine.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def find(state: Path, registry: str) -> Engine:
 
 
 def translate(words: list[str], engine: Engine, box: Path | None, build_args: str = "") -> list[str]:
-    """``docker``'s arguments on AWS as its arguments here; ``box`` is the directory of the box that calls, if any."""
+    """``docker``'s arguments on AWS as its arguments here; ``box`` is the directory of the instance that calls,
+    if any."""
     command, *rest = [ECR_HOST.sub(engine.registry, word) for word in words] or [""]
     if command == "build":
         extra = [word for item in build_args.split() for word in ("--build-arg", item)]
@@ -135,7 +137,7 @@ def _logged_in(logins: Path, registry: str) -> bool:
 
 
 def remove_containers(state: Path, box: Path) -> None:
-    """End what a box ran: its processes are the engine's, and do not end with the box's own."""
+    """End what an instance ran: its processes are the engine's, and do not end with the instance's own."""
     if (engine := load(state)) is not None:
         _remove(engine, f"label={LABEL}={box}")
 

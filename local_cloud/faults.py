@@ -1,4 +1,4 @@
-"""Faults on demand, always from outside: the box, the image and the Lambdas have no switch for any of them.
+"""Faults on demand, always from outside: the instance, the image and the Lambdas have no switch for any of them.
 
 The emulator's gateway gets one more path, ``/_lab/faults``, that takes a fault as JSON; S3's share of the faults is
 done to requests on their way in. Only callers other than the operator's own key meet them.
@@ -38,7 +38,7 @@ class UnknownFaultError(ValueError):
 
 @dataclass
 class S3Fault:
-    """What happens to S3 requests of boxes and Lambdas. Zero values do nothing."""
+    """What happens to S3 requests of instances and Lambdas. Zero values do nothing."""
 
     refuse: bool = False
     """503 SlowDown, to every request."""

@@ -1,4 +1,4 @@
-"""Images on disk, by id and by tag: a laptop's, or a box's own."""
+"""Images on disk, by id and by tag: a laptop's, or an instance's own."""
 
 from __future__ import annotations
 

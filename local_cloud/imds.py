@@ -1,4 +1,4 @@
-"""The instance metadata service of one box: IMDSv2 only, on its own port of 127.0.0.1."""
+"""The instance metadata service of one instance: IMDSv2 only, on its own port of 127.0.0.1."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A box's first process: runs the user data, is its systemd, and shuts the box down.
+"""An instance's first process: runs the user data, is its systemd, and shuts the instance down.
 
-``python -m local_cloud.init BOX_DIRECTORY`` with the box's environment. SIGTERM is the hypervisor's power button:
+``python -m local_cloud.init BOX_DIRECTORY`` with the instance's environment. SIGTERM is the hypervisor's power button:
 an orderly shutdown. When the process ends, the instance is terminated. It also ends when the server that started it
 is gone, so that a killed local cloud leaves nothing behind.
 """
@@ -28,7 +28,7 @@ FINAL_SECONDS = 5.0
 
 
 class Init:
-    """Units, timers and the shutdown of one box."""
+    """Units, timers and the shutdown of one instance."""
 
     def __init__(self, box: Path) -> None:
         self.box = box

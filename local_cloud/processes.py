@@ -1,4 +1,4 @@
-"""Finding and ending the processes of a box or a container by a marker in their environment.
+"""Finding and ending the processes of an instance or a container by a marker in their environment.
 
 A marker survives what a process id does not: a killed server, a re-parented child, a new session.
 """

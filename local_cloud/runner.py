@@ -1,7 +1,8 @@
-"""Boxes: what turns an instance record of the emulator into running processes, and back into ``terminated``.
+"""Instances: what turns an instance record of the emulator into running processes, and back into ``terminated``.
 
 The exact bytes of the launch template's user data run as a file of their own, under an environment that holds four
-variables only. EC2's states follow the box: pending, running, shutting-down (told to, or ``poweroff``), terminated.
+variables only. EC2's states follow the instance: pending, running, shutting-down (told to, or ``poweroff``),
+terminated.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ STAMP = "%Y-%m-%dT%H:%M:%SZ"
 
 @dataclass
 class Box:
-    """One running box."""
+    """One running instance."""
 
     instance: dict[str, Any]
     directory: Path
@@ -52,19 +53,19 @@ class Box:
 
 
 class Runner:
-    """All boxes of one local cloud. Thread-safe."""
+    """All instances of one local cloud. Thread-safe."""
 
     def __init__(self, state: Path, endpoint: str) -> None:
         self.state, self.endpoint = state, endpoint
         self.preloaded = ""
-        """What lets the clocks of boxes that start from now on be moved, see ``clock.preload``; empty: nothing."""
+        """What lets the clocks of instances that start from now on be moved, see ``clock.preload``; empty: nothing."""
         self._boxes: dict[str, Box] = {}
         self._lock = threading.RLock()
         self._terminate_at_once = ec2._ACTION_MAP["TerminateInstances"]
         ec2._ACTION_MAP["TerminateInstances"] = self._terminate_instances
 
     def _terminate_instances(self, p: dict[str, Any]) -> Any:
-        """TerminateInstances shuts a box down instead of declaring it gone."""
+        """TerminateInstances shuts an instance down instead of declaring it gone."""
         ids = ec2._parse_member_list(p, "InstanceId")
         if any(each not in ec2._instances for each in ids):
             return self._terminate_at_once(p)  # which says so
@@ -131,7 +132,7 @@ class Runner:
 
     # --- state ----------------------------------------------------------------------------------------------------
     def poll(self) -> None:
-        """Let EC2's states follow the boxes. Called by the engine several times a second."""
+        """Let EC2's states follow the instances. Called by the engine several times a second."""
         with self._lock:
             for instance_id, box in list(self._boxes.items()):
                 if box.process.poll() is not None:
@@ -150,7 +151,7 @@ class Runner:
         del self._boxes[instance_id]
 
     def shut_down(self, instance_id: str) -> None:
-        """Press the power button of a box, if there is one."""
+        """Press the power button of an instance, if there is one."""
         with self._lock:
             if (box := self._boxes.get(instance_id)) is None:
                 return
@@ -161,7 +162,7 @@ class Runner:
             box.set_state("shutting-down")
 
     def kill(self, instance_id: str) -> None:
-        """Pull the plug: everything of the box ends at once, without a word to it."""
+        """Pull the plug: everything of the instance ends at once, without a word to it."""
         with self._lock:
             if (box := self._boxes.get(instance_id)) is not None:
                 processes.kill_marked("DESTDIR", str(box.directory))
@@ -187,7 +188,7 @@ class Runner:
         return instance_id in self._boxes
 
     def set_fact(self, instance_id: str, path: str, text: str) -> None:
-        """Change one text of a box's metadata."""
+        """Change one text of an instance's metadata."""
         with self._lock:
             if (box := self._boxes.get(instance_id)) is not None:
                 box.facts[path] = text

@@ -1,4 +1,4 @@
-"""The emulator's process: patches, the Auto Scaling engine, the boxes, then ministack's gateway in the foreground.
+"""The emulator's process: patches, the Auto Scaling engine, the instances, then ministack's gateway in the foreground.
 
 Started by ``local_cloud.cloud`` with a clean environment: ``python -m local_cloud.server STATE_DIRECTORY``.
 """

@@ -1,4 +1,4 @@
-"""One started service of a box: its processes, its stop, and what ExecStopPost is told, as systemd does it."""
+"""One started service of an instance: its processes, its stop, and what ExecStopPost is told, as systemd does it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The part of systemd's unit files that a box uses, parsed strictly: what is not modelled is refused, not ignored."""
+"""The part of systemd's unit files that an instance uses, parsed strictly: what is not modelled is refused, not
+ignored."""
 
 from __future__ import annotations
 

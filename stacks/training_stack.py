@@ -1,4 +1,4 @@
-"""TrainingStack: what comes and goes. One run's box, its network, and the run itself."""
+"""TrainingStack: what comes and goes. One run's instance, its network, and the run itself."""
 
 from pathlib import Path
 from typing import Any

@@ -1,1 +1,1 @@
-"""The run: what happens on the box, and the light core (contract, settings, catalog) that the CDK app shares."""
+"""The run: what happens on the instance, and the light core (contract, settings, catalog) that the CDK app shares."""

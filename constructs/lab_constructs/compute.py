@@ -13,7 +13,7 @@ from aws_cdk import aws_s3_assets as s3_assets
 from constructs import Construct
 
 from lab_constructs.acknowledge import acknowledge
-from lab_constructs.box_role import box_role
+from lab_constructs.instance_role import instance_role
 from lab_constructs.network import PINNED, Network
 from training_image.core import contract
 
@@ -71,7 +71,7 @@ class Compute(Construct):
         host_files = s3_assets.Asset(
             self, "HostFiles", path=str(SHIPPED), exclude=["__pycache__"], ignore_mode=cdk.IgnoreMode.GLOB
         )
-        self.role = box_role(
+        self.role = instance_role(
             self,
             stack_suffix=stack_suffix,
             run_prefix=run_prefix,

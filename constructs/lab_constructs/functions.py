@@ -1,4 +1,5 @@
-"""A Lambda function as this lab has them: a role and a log of its own, and the code that it shares with the box."""
+"""A Lambda function as this lab has them: a role and a log of its own, and the code that it shares with the
+instance."""
 
 import shutil
 import tempfile
@@ -73,7 +74,7 @@ def lab_function(
 
 
 def staged_code(name: str) -> lambda_.Code:
-    """The handler's folder together with what it shares with the box, by the same names as everywhere."""
+    """The handler's folder together with what it shares with the instance, by the same names as everywhere."""
     staging = Path(tempfile.mkdtemp(prefix="lambda-"))
     code = staging / name
     shutil.copytree(ROOT / "lambda" / name, code, ignore=shutil.ignore_patterns("__pycache__"))

@@ -110,7 +110,7 @@ def _no_terminator(template: Template) -> Iterator[str]:
             ends = {"ec2:TerminateInstances", "autoscaling:UpdateAutoScalingGroup"} <= _actions_of(template, function)
             if function not in controllers and ends and _may_invoke(template, name, function):
                 return
-    yield "no schedule calls a function that may end the box: the auto-terminator is missing."
+    yield "no schedule calls a function that may end the instance: the auto-terminator is missing."
 
 
 def _no_alarm(template: Template) -> Iterator[str]:
@@ -122,7 +122,7 @@ def _no_alarm(template: Template) -> Iterator[str]:
         }
         if watched & groups and properties.get("AlarmActions") and properties.get("ActionsEnabled", True) is True:
             return
-    yield "no alarm with an action watches the Auto Scaling group: nobody would hear of a box that stays."
+    yield "no alarm with an action watches the Auto Scaling group: nobody would hear of an instance that stays."
 
 
 def _untagged(template: Template) -> Iterator[str]:

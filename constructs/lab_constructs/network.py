@@ -1,4 +1,4 @@
-"""The network of a training box: a way out, and no way in."""
+"""The network of a training instance: a way out, and no way in."""
 
 from collections.abc import Sequence
 
@@ -23,15 +23,15 @@ class Network(Construct):
     Args:
         create_vpc: the dedicated VPC.
         vpc_id, subnet_ids: else these, private ones included; None and empty: the default VPC.
-        availability_zone: pins the box to one zone; None: all.
+        availability_zone: pins the instance to one zone; None: all.
         region: where the stack will probably be deployed, for the number of zones; None: not known.
 
     Attributes:
         security_group: no rule in, everything out.
-        subnet_ids: where boxes may start; empty in the default VPC, where ``zones`` say it.
+        subnet_ids: where instances may start; empty in the default VPC, where ``zones`` say it.
         zones: the same as zones; None where given subnets decide.
-        way_out: what a box needs to reach anything. A group that depends on it never starts a box too early, nor
-            loses its routes while one drains.
+        way_out: what an instance needs to reach anything. A group that depends on it never starts an instance too
+            early, nor loses its routes while one drains.
     """
 
     def __init__(
@@ -62,21 +62,21 @@ class Network(Construct):
         )
         group = ec2.CfnSecurityGroup(
             self,
-            "Box",
-            group_description="Training box: outbound only; people come in through Session Manager",
+            "Instance",
+            group_description="Training instance: outbound only; people come in through Session Manager",
             # None: the default VPC. The rule is then AWS's own default; named, it would ask for the VPC's id.
             vpc_id=vpc_id,
             security_group_egress=[everything_out] if vpc_id else None,
         )
         cdk.Tags.of(self).add("Name", self.node.path)
-        self.security_group = ec2.SecurityGroup.from_security_group_id(self, "BoxGroup", group.attr_group_id)
+        self.security_group = ec2.SecurityGroup.from_security_group_id(self, "InstanceGroup", group.attr_group_id)
 
     def _dedicated_vpc(self, zones: Sequence[str]) -> str:
         """19 resources with six zones; the VPC's id."""
         vpc = ec2.CfnVPC(self, "Vpc", cidr_block="10.0.0.0/16", enable_dns_hostnames=True, enable_dns_support=True)
         acknowledge(
             vpc,
-            "Flow logs would show one outbound-only box that lives for hours: they cost more than they could tell.",
+            "Flow logs would show one outbound-only instance, alive for hours: they would cost more than they tell.",
             "AwsSolutions-VPC7",
             "CKV2_AWS_11",
         )
@@ -98,7 +98,7 @@ class Network(Construct):
                 map_public_ip_on_launch=True,
             )
             acknowledge(subnet, PINNED, "W3010")
-            acknowledge(subnet, "The public address is the box's way out; no rule lets anybody in.", "CKV_AWS_130")
+            acknowledge(subnet, "The public address is the instance's way out; no rule lets anybody in.", "CKV_AWS_130")
             if not cdk.Token.is_unresolved(zone):
                 acknowledge(subnet, "The operator asked for this zone.", "W3010")
             association = ec2.CfnSubnetRouteTableAssociation(

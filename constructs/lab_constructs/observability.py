@@ -60,7 +60,7 @@ class Observability(Construct):
         )
 
     def grant_publish(self, role: iam.Role) -> None:
-        """The training box may write this log and the lab's metrics, and read neither."""
+        """The training instance may write this log and the lab's metrics, and read neither."""
         # Not CreateLogGroup: late output would bring back a log group that the stack has deleted.
         write = ["logs:CreateLogStream", "logs:PutLogEvents"]
         allow(role, "WritesTrainingLog", write, [self.log_group.log_group_arn])

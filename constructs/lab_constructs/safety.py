@@ -1,4 +1,4 @@
-"""What ends a box that did not end itself, what tells, and what the month may cost."""
+"""What ends an instance that did not end itself, what tells, and what the month may cost."""
 
 import math
 
@@ -28,12 +28,12 @@ ALL_OF_EC2 = "Amazon Elastic Compute Cloud - Compute"
 class Safety(Construct):
     """The auto-terminator (killer 2), two alarms, and the budget.
 
-    Killer 1 is the box itself and killer 3 the scheduled action that the run controller puts; each works without the
-    others. The alarms tell and do not kill: an alarm's window starts anew at each relaunch. Nor does the budget: AWS
-    computes cost up to three times a day, typically 8 to 12 hours late.
+    Killer 1 is the instance itself and killer 3 the scheduled action that the run controller puts; each works without
+    the others. The alarms tell and do not kill: an alarm's window starts anew at each relaunch. Nor does the budget:
+    AWS computes cost up to three times a day, typically 8 to 12 hours late.
 
     Args:
-        group: the group whose boxes are ended, this stack's own.
+        group: the group whose instances are ended, this stack's own.
         alert_topic: ARN of DataStack's topic.
         cost_alert_threshold: USD a month.
         cost_tag_active: count what carries the lab's tag; otherwise all of EC2 in the account. An inactive
@@ -79,8 +79,8 @@ class Safety(Construct):
             self,
             "Terminator",
             code="auto_terminator",
-            description="Ends the boxes of one TrainingStack that did not end themselves",
-            may="Auto-terminator: sees this stack's group and runs, ends its boxes, sends its alerts",
+            description="Ends the instances of one TrainingStack that did not end themselves",
+            may="Auto-terminator: sees this stack's group and runs, ends its instances, sends its alerts",
             timeout=cdk.Duration.minutes(1),
             environment=environment,
         )
@@ -112,7 +112,7 @@ class Safety(Construct):
         allow(self.role, "ListsRuns", ["s3:ListBucket"], [bucket], {"StringLike": {"s3:prefix": [runs, pointer]}})
         allow(
             self.role,
-            "SeesBoxes",
+            "SeesInstances",
             [
                 "autoscaling:DescribeAutoScalingGroups",
                 "autoscaling:DescribeScalingActivities",
@@ -135,7 +135,7 @@ class Safety(Construct):
         )
         allow(
             self.role,
-            "EndsBoxes",
+            "EndsInstances",
             ["ec2:TerminateInstances"],
             [stack.format_arn(service="ec2", resource="instance", resource_name="*")],
             {"StringEquals": {f"aws:ResourceTag/{contract.STACK_TAG}": stack_suffix}},
@@ -188,7 +188,7 @@ class Safety(Construct):
         failing = cloudwatch.Alarm(
             self,
             "TerminatorErrors",
-            alarm_description="The auto-terminator fails: the box and the scheduled action are left to end the run",
+            alarm_description="The auto-terminator fails: only the instance and the scheduled action still end the run",
             metric=self.function.metric_errors(period=cdk.Duration.minutes(5)),
             threshold=1,
             evaluation_periods=1,

@@ -1,4 +1,4 @@
-"""The tokens of the outside services that a training box may need."""
+"""The tokens of the outside services that a training instance may need."""
 
 import aws_cdk as cdk
 from aws_cdk import aws_secretsmanager as secretsmanager

@@ -34,7 +34,8 @@ class Storage(Construct):
             "Outputs",
             [
                 self._hygiene(noncurrent),
-                # The box deletes older ones as it goes: half a gigabyte every five minutes is not to be kept as well.
+                # The instance deletes older ones as it goes: half a gigabyte every five minutes is not to be kept as
+                # well.
                 s3.LifecycleRule(
                     id="checkpoints",
                     prefix="checkpoints/",

@@ -24,7 +24,7 @@ class TrainingRun(Construct):
     Args:
         spec: everything a run is made of; travels as one JSON string, because CloudFormation hands properties over as
             strings. No secret may be in it: the CLI prints the function's log when it fails.
-        group: the group that the run's box lives in.
+        group: the group that the run's instance lives in.
         repository: where the image's tag is resolved to a digest, and the image tagged while its run needs it.
         run_prefix: what every run id of this stack starts with.
     """
@@ -74,7 +74,7 @@ class TrainingRun(Construct):
 
     def after(self, *constructs: IConstruct) -> None:
         """Create the run after these, and so delete it before them: deletion in parallel would take away the routes and
-        policies that a draining box still needs."""
+        policies that a draining instance still needs."""
         self.resource.node.add_dependency(*constructs)
 
     def _allow(

@@ -41,8 +41,8 @@ _BLURS = {Kind.S3_REFUSES, Kind.S3_DROPS, Kind.S3_SLOW, Kind.KILL_UPLOADING, Kin
 """After these more may be repeated than is promised: no checkpoint could be published, or the newest is gone."""
 UPLOAD_SECONDS = 10.0
 BYTES_PER_SECOND = 10e6
-"""So long a checkpoint of an undisturbed box waits for S3 at most, and so much longer for its size: the publisher looks
-once a second, and the machine may be busy."""
+"""So long a checkpoint of an undisturbed instance waits for S3 at most, and so much longer for its size: the
+publisher looks once a second, and the machine may be busy."""
 
 
 @dataclass
@@ -168,7 +168,7 @@ def _too_much(attempt: int, again: int, waiting: dict[str, Any] | None, save_ste
 
 
 def _resumed_after(run: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
-    """Faults that ended a box, with the step that the next attempt resumed from."""
+    """Faults that ended an instance, with the step that the next attempt resumed from."""
     for attempt, resumed in zip(run["boxes"], run["resumed_steps"], strict=False):
         for fault in _struck(run, attempt):
             if "durable_step" in fault:
@@ -176,7 +176,7 @@ def _resumed_after(run: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def _struck(run: dict[str, Any], attempt: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was done to the box of this attempt."""
+    """What was done to the instance of this attempt."""
     return [fault for fault in run["faults"] if fault["struck"] and fault["instance"] == attempt["instance"]]
 
 
@@ -205,7 +205,7 @@ class Stage:
         began = time.monotonic()
         variables = {variable("model", "base_model"): self._base, **self._options.settings}
         options = ["--require-approval", "never", "-c", f"new_run=chaos-{number}", "-c", f"max_attempts={MAX_ATTEMPTS}"]
-        # Only where it is needed: what is preloaded touches every process of a box.
+        # Only where it is needed: what is preloaded touches every process of an instance.
         self._cloud.fault("movable-clocks", on=any(fault.kind is Kind.CLOCK_JUMP for fault in faults))
         self._cdk.run("deploy", TRAINING_STACK, *options, variables=variables)
         stack = self._outputs(TRAINING_STACK)
@@ -255,14 +255,14 @@ class Stage:
         status = observe.status(box)
         said.update(instance=box.name, step=status.get("step"), phase=status.get("phase") or "booting")
         said["struck"] = striker.strike(fault.kind, box.name, keys)
-        if said["struck"] and fault.kind in ENDS_A_BOX:  # the next fault is for the box that comes after
+        if said["struck"] and fault.kind in ENDS_A_BOX:  # the next fault is for the instance that comes after
             self._until(lambda: box.name not in self._live() or self._outcome(keys) is not None)
             durable = checkpoints.published(self._store, keys)
             said["durable_step"] = max((item.step for item in durable), default=0)
         return said
 
     def _box_at(self, fault: Fault) -> Path | None:
-        """The live box whose trainer is where the fault wants it."""
+        """The live instance whose trainer is where the fault wants it."""
         for instance in self._live():
             box = self._cloud.state / "boxes" / instance
             status = observe.status(box)

@@ -1,4 +1,4 @@
-"""What became of a run: its attempts, from S3 and from the disks of its boxes, which stay after their end."""
+"""What became of a run: its attempts, from S3 and from the disks of its instances, which stay after their end."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from training_image.storage import checkpoints
 
 @dataclass(frozen=True)
 class Waiting:
-    """A whole checkpoint that was on its way to S3 when its box was lost.
+    """A whole checkpoint that was on its way to S3 when its instance was lost.
 
-    ``steps`` and ``seconds`` passed between its being saved and the box's last step; ``size`` is in bytes.
+    ``steps`` and ``seconds`` passed between its being saved and the instance's last step; ``size`` is in bytes.
     """
 
     step: int
@@ -47,7 +47,7 @@ def work_dir(box: Path) -> WorkDir:
 
 
 def status(box: Path) -> dict[str, Any]:
-    """The trainer's latest word on this box; empty before its first."""
+    """The trainer's latest word on this instance; empty before its first."""
     try:
         found = json.loads(work_dir(box).status.read_text())
     except (OSError, ValueError):

@@ -19,7 +19,7 @@ class Kind(StrEnum):
     S3_REFUSES = "s3-refuses"  # 503 SlowDown to everything, for a while
     S3_DROPS = "s3-drops"  # uploads lose their connection half way, for a while
     S3_SLOW = "s3-slow"
-    TWO_BOXES = "two-boxes"  # a second box of the same run
+    TWO_BOXES = "two-boxes"  # a second instance of the same run
     CORRUPT = "corrupt"  # the newest checkpoint's bytes change in S3; then the machine dies
     DISK_FULL = "disk-full"
     CLOCK_JUMP = "clock-jump"  # of the wall clock, forth and back
@@ -32,7 +32,7 @@ ENDS_A_BOX = {
 ONLY_WHILE_TRAINING = {Kind.CORRUPT, Kind.KILL_UPLOADING}
 """They need a checkpoint, or one that comes."""
 NEEDS_THE_CONTAINER = {Kind.KILL_TRAINER, Kind.KILL_SUPERVISOR}
-"""A box that boots does not have it yet."""
+"""An instance that boots does not have it yet."""
 PHASES = ("booting", "loading", "evaluating_before", "evaluating_after", "uploading")
 """Moments outside of the training steps, in their order."""
 MOST_FAULTS = 3

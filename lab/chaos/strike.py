@@ -1,4 +1,4 @@
-"""Doing a fault to a running box, from outside: through the local cloud, the API, or a signal to a process."""
+"""Doing a fault to a running instance, from outside: through the local cloud, the API, or a signal to a process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ JUMPS = (240.0, -240.0, 0.0)
 
 
 class Striker:
-    """Does faults to the boxes of one run at a time.
+    """Does faults to the instances of one run at a time.
 
     A fault that lasts (an outage, a full disk, a clock) goes on while the run does, and is over when the next one
     strikes: that one's moment would otherwise pass unseen.
@@ -74,7 +74,7 @@ class Striker:
                 return self._jump(instance)
 
     def _ask(self, fault: str, **details: Any) -> bool:
-        """Whether the box was still there for it."""
+        """Whether the instance was still there for it."""
         try:
             self._cloud.fault(fault, **details)
         except UnknownFaultError:
@@ -121,7 +121,8 @@ class Striker:
             self._cloud.fault("s3", settings={})
 
     def _kill(self, instance: str, module: str) -> bool:
-        """SIGKILL to the process of the box that runs ``module``; a box that has none yet or any more is left alone."""
+        """SIGKILL to the process of the instance that runs ``module``; an instance that has none yet or any more is
+        left alone."""
         killed = False
         for process in processes.marked("DESTDIR", str(self._cloud.state / "boxes" / instance)):
             with contextlib.suppress(psutil.Error):
@@ -143,12 +144,13 @@ class Striker:
         return {item.key for item in self._store.list(keys.checkpoints)}
 
     def _second_box(self, instance: str) -> bool:
-        """Another box beside a live one, as after a network partition: only one of them may go on."""
+        """Another instance beside a live one, as after a network partition: only one of them may go on."""
         group = {"AutoScalingGroupName": self._group, "ScalingProcesses": ["Launch"]}
         self._size(2)
         try:
             came = wait_for(lambda: len(self._members()) > 1, SECOND_BOX_SECONDS)
-            self._autoscaling.suspend_processes(**group)  # or a third box would take the place of the one that leaves
+            # Or a third instance would take the place of the one that leaves.
+            self._autoscaling.suspend_processes(**group)
             wait_for(lambda: instance not in self._members(), SECOND_BOX_SECONDS)
         finally:
             self._size(1)

@@ -1,4 +1,4 @@
-"""`make demo`: deploy, push data, train, let the box end itself, destroy, and check what is left.
+"""`make demo`: deploy, push data, train, let the instance end itself, destroy, and check what is left.
 
 Only the product's own commands and AWS's own APIs are used, as anyone would use them on AWS.
 """
@@ -81,8 +81,8 @@ def run(options: Options, console: Console) -> int:
         with report.uninterrupted():
             cloud.stop()
     facts.wall_seconds = time.monotonic() - started
-    box_titles = {*TITLES.values()}
-    facts.own_seconds = {title: took for title, took in progress.seconds.items() if title not in box_titles}
+    instance_titles = {*TITLES.values()}
+    facts.own_seconds = {title: took for title, took in progress.seconds.items() if title not in instance_titles}
     summary, found = summarize(facts), problems(facts)
     (options.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     report.show(console, summary, found, facts, options.folder)

@@ -107,7 +107,7 @@ def _check_node(root: Path) -> None:
 
 
 def _check_data(path: Path, settings: RunSettings) -> None:
-    """The same loader as on the box, on the same files."""
+    """The same loader as on the instance, on the same files."""
     if not path.exists():
         raise InputError(f"--data {path}: there is no such file or folder.")
     if path.is_file() and path.suffix != ".jsonl":

@@ -55,7 +55,8 @@ class Saboteur:
         self.struck = self.struck or self._fault not in _KILLS
 
     def at(self, place: Place, heartbeat: Heartbeat) -> None:
-        """Strike once the first box trains beyond a durable checkpoint, so that there is something to resume from."""
+        """Strike once the first instance trains beyond a durable checkpoint, so that there is something to resume
+        from."""
         if self.struck or self._fault is None or heartbeat.phase is not Phase.TRAINING:
             return
         durable, instance = heartbeat.durable_step or 0, heartbeat.instance_id

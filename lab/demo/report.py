@@ -49,7 +49,7 @@ def show(console: Console, summary: dict[str, Any], found: list[str], facts: Fac
 def _failure(found: list[str], folder: Path) -> RenderableType:
     lines: list[RenderableType] = [Text(problem) for problem in found]
     lines.append(Text())
-    lines += [Text(f"The box's log: {log}") for log in sorted(folder.glob("attempts/*/training.log"))]
+    lines += [Text(f"The instance's log: {log}") for log in sorted(folder.glob("attempts/*/training.log"))]
     lines.append(Text("Nothing is left running. When the reason is fixed: make demo"))
     return Panel(Group(*lines), title="The demo did not succeed", border_style="red", title_align="left")
 
@@ -116,7 +116,7 @@ def _first_step(summary: dict[str, Any]) -> RenderableType:
         return Text()
     total = duration(seconds.pop("total"))
     parts = ", ".join(f"{name.replace('_', ' ')} {took:.1f}" for name, took in seconds.items())
-    return Text(f"From the box's launch to the end of its first step: {total} (in seconds: {parts}).\n")
+    return Text(f"From the instance's launch to the end of its first step: {total} (in seconds: {parts}).\n")
 
 
 def _cost(facts: Facts) -> RenderableType:

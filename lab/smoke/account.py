@@ -14,7 +14,7 @@ GONE_SECONDS = 300
 _POLL_SECONDS = 5.0
 
 
-def of_box(ec2: Any, suffix: str) -> set[str]:
+def of_instance(ec2: Any, suffix: str) -> set[str]:
     """Volumes and network interfaces that belonged to instances of the stack with this suffix."""
     mine = [{"Name": f"tag:{contract.STACK_TAG}", "Values": [suffix]}]
     volumes = ec2.describe_volumes(Filters=mine)["Volumes"]

@@ -236,7 +236,7 @@ class Smoke:
         self._list.add(checklist.ITSELF, live == 0 and by == "instance", f"{live} left, ended by {by or 'nobody'}")
         self._progress.enter("Looking at what is left of it")
         suffix = place.keys.run_id.rsplit("-", 2)[1]
-        left = account.until_none(lambda: account.of_box(ec2, suffix))
+        left = account.until_none(lambda: account.of_instance(ec2, suffix))
         self._list.add(checklist.BOX, not left, ", ".join(sorted(left)))
         self._list.add(checklist.WATCHED, *self._watched(log_group, place.keys))
 

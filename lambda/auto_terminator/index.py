@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import boto3
-from policy import Box, Ending, Facts, decide
+from policy import Ending, Facts, Instance, decide
 
 from training_image.core import contract, notices, usage
 from training_image.core.codec import UnreadableError
@@ -66,7 +66,7 @@ class Terminator:
         used = self._usage(run)
         facts = Facts(
             now=self._now,
-            boxes=self._boxes(),
+            instances=self._instances(),
             desired=found["AutoScalingGroups"][0]["DesiredCapacity"],
             run=run,
             outcome=outcome,
@@ -76,7 +76,7 @@ class Terminator:
             control=control,
         )
         ending = decide(facts)
-        print(f"{len(facts.boxes)} instance(s), run {run.run_id if run else None}: {ending or 'nothing to do'}")
+        print(f"{len(facts.instances)} instance(s), run {run.run_id if run else None}: {ending or 'nothing to do'}")
         failures = self._end(ending, facts) if ending else []
         if run is not None:
             failures += self._tell(event, run, facts, used)
@@ -84,7 +84,7 @@ class Terminator:
             raise RuntimeError("; ".join(failures))
 
     # --- seeing -----------------------------------------------------------------------------------------------------
-    def _boxes(self) -> tuple[Box, ...]:
+    def _instances(self) -> tuple[Instance, ...]:
         """By tag, so that an instance that somebody has detached from the group is seen too."""
         filters = [
             {"Name": f"tag:{contract.STACK_TAG}", "Values": [self._environ["STACK_SUFFIX"]]},
@@ -92,7 +92,7 @@ class Terminator:
         ]
         pages = self._ec2.get_paginator("describe_instances").paginate(Filters=filters)
         return tuple(
-            Box(instance["InstanceId"], instance["LaunchTime"])
+            Instance(instance["InstanceId"], instance["LaunchTime"])
             for page in pages
             for reservation in page["Reservations"]
             for instance in reservation["Instances"]
@@ -126,7 +126,7 @@ class Terminator:
     # --- ending -----------------------------------------------------------------------------------------------------
     def _end(self, ending: Ending, facts: Facts) -> list[str]:
         """Everything is tried, whatever fails before it: what went wrong."""
-        names = [box.instance_id for box in facts.boxes]
+        names = [instance.instance_id for instance in facts.instances]
         steps: list[tuple[str, Callable[[], object]]] = [("capacity 0", self._scale_to_nothing)]
         if names:
             steps.append((f"terminating {', '.join(names)}", lambda: self._ec2.terminate_instances(InstanceIds=names)))
@@ -168,9 +168,9 @@ class Terminator:
             yield notices.ended(run, outcome, used)
             return
         if event.get("detail-type") == SPOT_WARNING:
-            instance = str(event.get("detail", {}).get("instance-id"))
-            if instance in [box.instance_id for box in facts.boxes]:
-                yield notices.interrupted(run, instance, used)
+            warned = str(event.get("detail", {}).get("instance-id"))
+            if warned in [instance.instance_id for instance in facts.instances]:
+                yield notices.interrupted(run, warned, used)
         beat = facts.heartbeat
         # Before this phase the supervisor does not know yet what it resumes from.
         if (beat.attempt or 0) > 1 and beat.phase not in (None, Phase.DOWNLOADING):

@@ -37,9 +37,9 @@ from training_image.core.records import (
 from training_image.core.store import Store, s3_client
 
 ANSWER_RESERVE_SECONDS = 60
-"""Kept back from the function's time for ending the box and answering."""
+"""Kept back from the function's time for ending the instance and answering."""
 DRAIN_WAIT_SECONDS = 420
-"""How long a stop waits for the box's own outcome: an evaluation batch or an upload may be under way."""
+"""How long a stop waits for the instance's own outcome: an evaluation batch or an upload may be under way."""
 POLL_SECONDS = 2
 LATE_RUNS = 10
 """How many runs back a request that is delivered once more is recognised; Lambda gives up after six hours."""
@@ -105,8 +105,8 @@ class Controller:
 
     def current(self, request_id: str) -> Current | None:
         """The run that the pointer names; to a request that is delivered once more after others, the one that it began.
-        A run that lost its group's capacity counts as ended even if no box could say so; but not the run that this very
-        request has begun to start and has not given its capacity yet."""
+        A run that lost its group's capacity counts as ended even if no instance could say so; but not the run that
+        this very request has begun to start and has not given its capacity yet."""
         pointer = self._store.read_json(self._pointer)
         if pointer is None:
             return None
@@ -142,7 +142,7 @@ class Controller:
         return None
 
     def start(self, request_id: str) -> str:
-        """Mint the run and ask for its box; safe to repeat with the same request id.
+        """Mint the run and ask for its instance; safe to repeat with the same request id.
 
         Raises:
             Refused: what it should begin with is not there or does not fit.
@@ -164,8 +164,8 @@ class Controller:
                 break
             number += 1
         warning = self._hold(run)
-        if pointer.get("request_id") != request_id:  # else the box may be this run's own
-            self._remove_kept_box()
+        if pointer.get("request_id") != request_id:  # else the instance may be this run's own
+            self._remove_kept_instance()
             if "run_id" in pointer:
                 self._release(pointer["run_id"])
         pointer |= {"run_id": run.run_id, "number": number, "request_id": request_id}
@@ -177,7 +177,7 @@ class Controller:
         return run.run_id
 
     def limit(self, current: Current) -> None:
-        """Put this request's limits in force: the box and the terminator read them, killer 3 is moved."""
+        """Put this request's limits in force: the instance and the terminator read them, killer 3 is moved."""
         keys = RunKeys(current.run_id)
         run = self._run(keys)
         deadline = self._deadline(run.created_at)
@@ -188,14 +188,15 @@ class Controller:
     def _deadline(self, started: datetime) -> datetime:
         return started + timedelta(hours=self.spec["max_runtime_hours"])
 
-    def _remove_kept_box(self) -> None:
-        """A box kept for review after an earlier run (auto_shutdown=false) holds the one place that the group has."""
+    def _remove_kept_instance(self) -> None:
+        """An instance kept for review after an earlier run (auto_shutdown=false) holds the one place that the group
+        has."""
         if self._group.instances():
             self._group.close()
             self._wait(DRAIN_WAIT_SECONDS, lambda: not self._group.instances())
 
     def stop(self, current: Current | None, why: str) -> None:
-        """Ask for a checkpoint, wait for the box within a bound, then take the capacity away whatever happened."""
+        """Ask for a checkpoint, wait for the instance within a bound, then take the capacity away whatever happened."""
         if current is not None and not current.ended:
             keys = RunKeys(current.run_id)
             self._ask_to_stop(keys, why)
@@ -206,7 +207,7 @@ class Controller:
         if not self._wait(DRAIN_WAIT_SECONDS, lambda: not self._group.instances()):
             print(f"STILL THERE: {self._group.instances()} in group {self._group.name}; check them in the EC2 console")
         if current is not None and not current.ended:
-            self._close(current.run_id, Reason.STOPPED, f"Stopped before a box reported: {why}.")
+            self._close(current.run_id, Reason.STOPPED, f"Stopped before an instance reported: {why}.")
             # Not left to the auto-terminator, which a stack that is being deleted takes along.
             self._announce(current.run_id, lambda: self._end_notice(current.run_id))
         if current is not None:
@@ -265,9 +266,9 @@ class Controller:
         if not self._group.is_empty():
             return False
         if overdue:
-            self._close(run.run_id, Reason.EXPIRED, "The deadline passed before a box could report.")
+            self._close(run.run_id, Reason.EXPIRED, "The deadline passed before an instance could report.")
         else:
-            self._close(run.run_id, Reason.FAILED, "The group was emptied and no box reported an outcome.")
+            self._close(run.run_id, Reason.FAILED, "The group was emptied and no instance reported an outcome.")
         return True
 
     def _control(self, run: Run) -> Control:

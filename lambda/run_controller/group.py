@@ -49,7 +49,7 @@ class Group:
         self._autoscaling.put_scheduled_update_group_action(
             AutoScalingGroupName=self.name,
             ScheduledActionName=contract.SCHEDULED_ACTION_NAME,
-            # A deadline moved into the past leaves the box the same time to stop with a checkpoint.
+            # A deadline moved into the past leaves the instance the same time to stop with a checkpoint.
             StartTime=max(deadline, now()) + timedelta(seconds=contract.SCHEDULED_ACTION_MARGIN_SECONDS),
             MinSize=0,
             MaxSize=0,

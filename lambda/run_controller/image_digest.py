@@ -1,5 +1,5 @@
-"""Which image a run uses: by digest, because a tag could mean another image when a box is replaced. A tag of the run's
-own keeps it: the lifecycle rules of the repository pass it by."""
+"""Which image a run uses: by digest, because a tag could mean another image when an instance is replaced. A tag of
+the run's own keeps it: the lifecycle rules of the repository pass it by."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ from training_image.core.contract import LIVE_LIMITS, settings_digest
 
 
 class Action(StrEnum):
-    START = "start"  # mint a run (or finish minting it, when CloudFormation delivers twice) and ask for its box
+    START = "start"  # mint a run (or finish minting it, when CloudFormation delivers twice) and ask for its instance
     LIMIT = "limit"  # change the active run's limits, every killer with it, and nothing else
-    STOP = "stop"  # checkpoint, end the box, outcome
+    STOP = "stop"  # checkpoint, end the instance, outcome
     REFUSE = "refuse"  # answer FAILED; nothing was changed
     NOTHING = "nothing"
 

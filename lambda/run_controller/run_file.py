@@ -68,7 +68,7 @@ def inherited(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_adapter(store: Store, settings: dict[str, Any]) -> None:
-    """Before anything costs money; an adapter at an address of its own is the box's to read.
+    """Before anything costs money; an adapter at an address of its own is the instance's to read.
 
     Raises:
         Refused: there is none, or it does not fit the settings.

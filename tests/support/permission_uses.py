@@ -319,13 +319,13 @@ USES: dict[str, dict[str, dict[str, Use]]] = {
         "ReadsRuns": {"s3:GetObject": lambda w: w.outputs.read_json(w.keys.run)},
         "WritesOutcomes": {"s3:PutObject": lambda w: w.outputs.put_json(w.keys.outcome, {"reason": "failed"})},
         "ListsRuns": {"s3:ListBucket": lambda w: w.outputs.list(w.keys.prefix)},
-        "SeesBoxes": {
+        "SeesInstances": {
             "autoscaling:DescribeAutoScalingGroups": lambda w: w.controller()._describe(),
             "autoscaling:DescribeScalingActivities": activities,
             "ec2:DescribeInstances": lambda w: w.client("ec2").describe_instances(),
         },
         "TakesCapacity": {"autoscaling:UpdateAutoScalingGroup": lambda w: resize(w, w.group)},
-        "EndsBoxes": {"ec2:TerminateInstances": terminate},
+        "EndsInstances": {"ec2:TerminateInstances": terminate},
         "SendsAlerts": {"sns:Publish": publish},
     },
     "push": {"LogsInToRegistry": {"ecr:GetAuthorizationToken": log_in}, "PushesImages": PUSH},

@@ -30,14 +30,14 @@ def refused(code: str) -> ClientError:
 
 
 class Aws:
-    """S3, Auto Scaling, EC2 and SNS of one stack with one box. ``calls`` are those that change something."""
+    """S3, Auto Scaling, EC2 and SNS of one stack with one instance. ``calls`` are those that change something."""
 
     def __init__(self):
         self.objects: dict[str, bytes] = {}
         self.calls: list[str] = []
         self.mails: list[str] = []
         self.broken: set[str] = set()
-        self.boxes = [{"InstanceId": "i-1", "LaunchTime": NOW - timedelta(hours=1)}]
+        self.instances = [{"InstanceId": "i-1", "LaunchTime": NOW - timedelta(hours=1)}]
         self.group = [{"DesiredCapacity": 1}]
         self.put("stacks/1a2b3c4d/current.json", {"run_id": KEYS.run_id})
         self.run(deadline=NOW + timedelta(hours=1))
@@ -89,7 +89,7 @@ class Aws:
             return [{"Contents": [{"Key": k, "Size": 1, "LastModified": NOW, "ETag": "e"} for k in found]}]
         if self.operation == "describe_instances":
             assert {"Name": "tag:llm-tuning-lab:stack", "Values": ["1a2b3c4d"]} in arguments["Filters"]
-            return [{"Reservations": [{"Instances": self.boxes}]}]
+            return [{"Reservations": [{"Instances": self.instances}]}]
         launch = {"Description": "Launching a new EC2 instance: i-1", "StartTime": NOW - timedelta(hours=1)}
         return [{"Activities": [{**launch, "StatusCode": "Successful"}]}]
 
@@ -99,7 +99,7 @@ class Aws:
 
     def terminate_instances(self, InstanceIds):
         self._do(f"terminate {' '.join(InstanceIds)}")
-        self.boxes = []
+        self.instances = []
 
     def publish(self, TopicArn, Subject, Message):
         assert TopicArn == "topic"

@@ -12,7 +12,7 @@ from training_image.core.contract import Reason
 from training_image.core.records import Control, Heartbeat, LimitChange, Outcome, StopRequest
 
 policy = load("auto_terminator", "policy").policy
-Box, Facts, decide = policy.Box, policy.Facts, policy.decide
+Instance, Facts, decide = policy.Instance, policy.Facts, policy.decide
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DEADLINE = START + timedelta(hours=12)
@@ -23,10 +23,10 @@ def minutes(number: float) -> timedelta:
 
 
 def facts(now: datetime, **changes):
-    """A run in good health at ``now``: one box since the start, that has just been heard."""
+    """A run in good health at ``now``: one instance since the start, that has just been heard."""
     values = {
         "now": now,
-        "boxes": (Box("i-1", START),),
+        "instances": (Instance("i-1", START),),
         "desired": 1,
         "run": a_run(created_at=START.isoformat(), deadline=DEADLINE.isoformat()),
         "outcome": None,
@@ -46,7 +46,7 @@ def test_the_box_goes_first_at_the_deadline():
 
 
 def test_a_run_that_waits_for_capacity_ends_at_its_deadline_too():
-    waiting = {"boxes": (), "heartbeat": Heartbeat(), "launches": 0}
+    waiting = {"instances": (), "heartbeat": Heartbeat(), "launches": 0}
     assert decide(facts(DEADLINE - minutes(1), **waiting)) is None
     assert decide(facts(DEADLINE + minutes(6), **waiting)).reason is Reason.EXPIRED
 
@@ -77,14 +77,14 @@ def test_silence_ends_a_run_but_booting_is_no_silence():
     ending = decide(facts(last + minutes(11), **heard))
     assert ending.reason is Reason.FAILED
     assert "i-1" in ending.sentence
-    replaced = {"boxes": (Box("i-2", last),), **heard}
-    assert decide(facts(last + minutes(19), **replaced)) is None, "the new box has time to boot"
+    replaced = {"instances": (Instance("i-2", last),), **heard}
+    assert decide(facts(last + minutes(19), **replaced)) is None, "the new instance has time to boot"
     assert decide(facts(last + minutes(21), **replaced)).reason is Reason.FAILED
 
 
 def test_a_stop_ends_a_run_that_has_no_box_at_once_and_a_box_that_does_not_obey():
     asked = {"control": Control(stop=StopRequest(START, detail="`lab stop` was typed"))}
-    waiting = {"boxes": (), "heartbeat": Heartbeat(), "launches": 0}
+    waiting = {"instances": (), "heartbeat": Heartbeat(), "launches": 0}
     ending = decide(facts(START + minutes(1), **asked, **waiting))
     assert (ending.reason, ending.sentence) == (Reason.STOPPED, "`lab stop` was typed, and there was no instance.")
     assert decide(facts(START + minutes(9), **asked)) is None, "it saves its checkpoint"
@@ -107,7 +107,7 @@ def test_where_nothing_can_be_read_age_alone_decides():
 
 @pytest.mark.parametrize("finished", [None, Outcome(Reason.SUCCEEDED, at=START)])
 def test_without_boxes_and_capacity_there_is_nothing_to_end_before_the_deadline(finished):
-    nothing = {"boxes": (), "desired": 0, "outcome": finished, "heartbeat": Heartbeat()}
+    nothing = {"instances": (), "desired": 0, "outcome": finished, "heartbeat": Heartbeat()}
     assert decide(facts(START + minutes(30), **nothing)) is None
 
 
@@ -118,7 +118,7 @@ runs = st.builds(
 )  # fmt: skip
 anything = st.fixed_dictionaries(
     {
-        "boxes": st.lists(st.builds(Box, st.sampled_from(["i-1", "i-2"]), moments), max_size=2).map(tuple),
+        "instances": st.lists(st.builds(Instance, st.sampled_from(["i-1", "i-2"]), moments), max_size=2).map(tuple),
         "desired": st.integers(0, 1),
         "run": st.none() | runs,
         "outcome": st.none() | st.builds(Outcome, st.sampled_from(Reason), at=st.none() | moments),
@@ -149,7 +149,7 @@ def test_what_is_to_end_stays_to_end_as_time_passes(values, now, later):
 @given(anything)
 def test_no_box_outlives_the_deadline_or_where_that_is_unknown_its_age(values):
     long_after = datetime(2026, 1, 5, tzinfo=UTC)
-    if values["boxes"]:
+    if values["instances"]:
         assert decide(facts(long_after, **values)) is not None
 
 

@@ -37,7 +37,7 @@ def test_success_needs_exit_code_done_and_a_marker_that_holds(case):
 def test_a_fenced_attempt_never_writes_an_outcome(case):
     judged = verdict(**case | {"stop": Stop(Cause.FENCED, "newer")})
     assert judged.reason is None
-    assert judged.exit_code == SupervisorExit.BOX_LEAVING
+    assert judged.exit_code == SupervisorExit.INSTANCE_LEAVING
 
 
 @given(cases, st.sampled_from([Cause.SIGNAL, Cause.NOTICE, Cause.SCALE_IN]))
@@ -53,7 +53,7 @@ def test_a_box_that_is_taken_away_never_fails_the_run_for_it(case, cause):
 def test_a_crash_is_tried_again_until_the_last_attempt(case):
     judged = verdict(**case | {"trainer_exit": 1, "succeeded": False, "stop": None})
     assert (judged.reason is Reason.FAILED) == (case["attempt"] == case["max_attempts"])
-    assert judged.exit_code != SupervisorExit.BOX_LEAVING
+    assert judged.exit_code != SupervisorExit.INSTANCE_LEAVING
 
 
 def test_only_a_trainer_that_has_nothing_unsaved_is_ended_at_once():

@@ -202,8 +202,8 @@ def test_a_start_without_the_image_pulls_it(host):
     [
         ("exited", contract.SupervisorExit.RUN_ENDED, False, False, END_RUN, None),
         ("exited", contract.SupervisorExit.RUN_ENDED, False, True, [], None),
-        ("exited", contract.SupervisorExit.BOX_LEAVING, False, False, END_INSTANCE, None),
-        ("exited", contract.SupervisorExit.BOX_LEAVING, False, True, END_INSTANCE, None),
+        ("exited", contract.SupervisorExit.INSTANCE_LEAVING, False, False, END_INSTANCE, None),
+        ("exited", contract.SupervisorExit.INSTANCE_LEAVING, False, True, END_INSTANCE, None),
         ("exited", 1, False, False, END_INSTANCE, None),
         ("exited", 125, False, True, END_INSTANCE, None),
         ("killed", "KILL", False, False, END_INSTANCE, None),

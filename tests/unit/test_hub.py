@@ -288,7 +288,7 @@ def test_a_later_attempt_keeps_the_commit_of_the_first(hub, lab):
     wait_for(lambda: lab.training.read(f"{MIRROR}refs/main"), "the mirror")
     hub.commit({**FILES, "config.json": b'{"moved": 1}'})
     box.terminate()
-    assert lab.ended(box) == SupervisorExit.BOX_LEAVING
+    assert lab.ended(box) == SupervisorExit.INSTANCE_LEAVING
     lab.start_run(settings=SETTINGS, training_bucket=lab.training.bucket)
     assert lab.run_box() == SupervisorExit.RUN_ENDED
     assert lab.outcome()["attempts"] == 2

@@ -82,7 +82,7 @@ def test_sigterm_leaves_a_verified_checkpoint_and_no_outcome(lab):
     lab.start_run("hold=3")
     box = lab.holding(3)
     box.send_signal(signal.SIGTERM)
-    assert lab.ended(box) == SupervisorExit.BOX_LEAVING
+    assert lab.ended(box) == SupervisorExit.INSTANCE_LEAVING
     assert lab.outcome() is None
     assert verified_step(lab) == 3
     assert (lab.heartbeat()["state"], lab.heartbeat()["durable_step"]) == ("waiting", 3)
@@ -93,7 +93,7 @@ def test_a_trainer_that_does_not_stop_is_killed_and_the_published_checkpoint_sta
     box = lab.holding(3, patch="attempt.DRAIN_SECONDS = attempt.UPLOAD_RESERVE_SECONDS + 0.5")
     wait_for(lambda: lab.heartbeat()["durable_step"] == 2, "the checkpoint of step 2")
     box.send_signal(signal.SIGTERM)
-    assert lab.ended(box) == SupervisorExit.BOX_LEAVING
+    assert lab.ended(box) == SupervisorExit.INSTANCE_LEAVING
     assert verified_step(lab) == 2
     assert "is killed" in lab.log()
 
@@ -103,7 +103,7 @@ def test_sigterm_while_downloading_leaves_at_once(lab):
     box = lab.boot(patch="attempt.prepare = lambda *_: attempt.threading.Event().wait()")
     wait_for(lambda: (lab.heartbeat() or {}).get("phase") == "downloading", "the download")
     box.send_signal(signal.SIGTERM)
-    assert lab.ended(box) == SupervisorExit.BOX_LEAVING
+    assert lab.ended(box) == SupervisorExit.INSTANCE_LEAVING
     assert lab.outcome() is None
 
 
@@ -119,7 +119,7 @@ def test_a_stop_where_nothing_is_unsaved_ends_the_trainer_at_once(lab, phase, du
         box.send_signal(signal.SIGTERM)
     else:
         lab.stop_by_control()
-    assert lab.ended(box) == (SupervisorExit.BOX_LEAVING if asked == "sigterm" else SupervisorExit.RUN_ENDED)
+    assert lab.ended(box) == (SupervisorExit.INSTANCE_LEAVING if asked == "sigterm" else SupervisorExit.RUN_ENDED)
     assert (lab.outcome() or {}).get("reason") == (None if asked == "sigterm" else "stopped")
     assert verified_step(lab) == durable
 
@@ -165,7 +165,7 @@ def test_a_box_that_is_taken_away_leaves_a_verified_checkpoint(lab, path, value)
     lab.start_run("hold=3")
     box = lab.holding(3)
     lab.imds.metadata[path] = value
-    assert lab.ended(box) == SupervisorExit.BOX_LEAVING
+    assert lab.ended(box) == SupervisorExit.INSTANCE_LEAVING
     assert lab.outcome() is None
     assert verified_step(lab) == 3
 
@@ -277,7 +277,7 @@ def test_an_attempt_that_sees_a_newer_claim_stops_and_writes_nothing_more(lab):
     box = lab.holding(3)
     wait_for(lambda: lab.heartbeat()["durable_step"] == 2, "the checkpoint of step 2")
     lab.store.put_json(lab.keys.attempt(2) + "claim.json", {})
-    assert lab.ended(box) == SupervisorExit.BOX_LEAVING
+    assert lab.ended(box) == SupervisorExit.INSTANCE_LEAVING
     assert lab.outcome() is None
     assert lab.heartbeat()["state"] == "running", "the newer attempt's heartbeat is not overwritten"
     assert [item.step for item in published(lab.store, lab.keys)] == [2]

@@ -64,9 +64,9 @@ class LabConfig(BaseModel):
     max_runtime_hours: float = Field(12, ge=0.1, le=336)
     """One absolute deadline per run, counted from its start, relaunches and waiting included."""
     max_attempts: int = Field(5, ge=1, le=50)
-    """Boxes that one run may use up."""
+    """Instances that one run may use up."""
     auto_shutdown: bool = True
-    """False: the box stays for review after the run, at most until the deadline."""
+    """False: the instance stays for review after the run, at most until the deadline."""
     create_vpc: bool = True
     """False: ``vpc_id`` and ``subnet_ids``, or the default VPC if neither is given."""
     vpc_id: str | None = Field(None, pattern=r"^vpc-[0-9a-f]{8,17}$")

@@ -1,4 +1,5 @@
-"""What a run may be told: one schema for ``lab.yaml``, for the shell's ``LLM_*`` variables, at synth and on the box.
+"""What a run may be told: one schema for ``lab.yaml``, for the shell's ``LLM_*`` variables, at synth and on the
+instance.
 
 ``LLM_TRAINING__LEARNING_RATE=1e-4`` sets ``training.learning_rate``. Names are Hugging Face's argument names. Defaults
 are those of a LoRA fine-tune on one 24 GB GPU, not TRL's (learning rate 2e-5 is made for full fine-tuning).

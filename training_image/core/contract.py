@@ -18,7 +18,7 @@ from typing import Any
 
 
 class State(StrEnum):
-    """Where a run stands. The box reports RUNNING; a run with a pointer and no live box is WAITING."""
+    """Where a run stands. The instance reports RUNNING; a run with a pointer and no live instance is WAITING."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -37,7 +37,8 @@ class Reason(StrEnum):
 
 
 class Actor(StrEnum):
-    """Who may end a run: the ``by`` of ``outcome.json``. Only the controller starts one, only a box reports RUNNING."""
+    """Who may end a run: the ``by`` of ``outcome.json``. Only the controller starts one, only an instance reports
+    RUNNING."""
 
     CONTROLLER = "controller"  # the Lambda behind Custom::TrainingRun
     INSTANCE = "instance"  # user data and supervisor
@@ -71,10 +72,11 @@ class TrainerExit(IntEnum):
 
 
 class SupervisorExit(IntEnum):
-    """The container's exit codes, its contract with the host's unit. Any other code is a crash: the box alone ends."""
+    """The container's exit codes, its contract with the host's unit. Any other code is a crash: the instance alone
+    ends."""
 
-    RUN_ENDED = 0  # outcome.json is durable: end the run, do not replace the box
-    BOX_LEAVING = 20  # interrupted or scaled in with a checkpoint: let the group decide on a replacement
+    RUN_ENDED = 0  # outcome.json is durable: end the run, do not replace the instance
+    INSTANCE_LEAVING = 20  # interrupted or scaled in with a checkpoint: let the group decide on a replacement
 
 
 SCHEMA_VERSION = 2
@@ -82,7 +84,7 @@ SCHEMA_VERSION = 2
 DRAIN_SECONDS = 110
 """From SIGTERM or notice to the last byte uploaded. Docker's stop timeout; AWS gives two minutes' notice."""
 DEADLINE_MARGIN_SECONDS = 300
-"""The box starts stopping this long before the deadline (killer 1)."""
+"""The instance starts stopping this long before the deadline (killer 1)."""
 SCHEDULED_ACTION_MARGIN_SECONDS = 600
 """Killer 3, the Auto Scaling scheduled action, acts this long after the deadline."""
 DRAIN_HOOK_NAME = "drain"
@@ -121,7 +123,7 @@ def image_tag(run_id: str) -> str:
 
 # --- objects in the training bucket -------------------------------------------------------------------------------
 HUB_MIRROR = "models/hub/"
-"""Base models from the Hub, laid out as in Hugging Face's cache (``hub_cache``): all that a box writes there."""
+"""Base models from the Hub, laid out as in Hugging Face's cache (``hub_cache``): all that an instance writes there."""
 
 
 # --- objects in the outputs bucket --------------------------------------------------------------------------------
@@ -202,7 +204,7 @@ class RunKeys:
         return f"checkpoints/{self.run_id}/"
 
     def checkpoint(self, step: int, attempt: int) -> str:
-        """The attempt is part of the key, so two boxes can never write the same one."""
+        """The attempt is part of the key, so two instances can never write the same one."""
         return f"{self.checkpoints}step-{step:08d}-a{attempt}/"
 
     def shared(self, sha256: str, name: str) -> str:
@@ -216,8 +218,8 @@ MANIFEST_NAME = "MANIFEST.json"
 # --- files between supervisor and trainer -------------------------------------------------------------------------
 @dataclass(frozen=True)
 class WorkDir:
-    """The scratch directory that supervisor and trainer share on the box. Files, not signals: a signal that lands in a
-    backward pass is served after RNG was consumed, a file is looked at when a step has ended."""
+    """The scratch directory that supervisor and trainer share on the instance. Files, not signals: a signal that
+    lands in a backward pass is served after RNG was consumed, a file is looked at when a step has ended."""
 
     root: Path
 

@@ -1,7 +1,7 @@
 """Runs that begin with what another run has left: what may be continued, and what an adapter may be trained on from.
 
-Standard library only: the run controller asks before anything costs money, the box when it prepares, and the operator's
-command before it deploys.
+Standard library only: the run controller asks before anything costs money, the instance when it prepares, and the
+operator's command before it deploys.
 """
 
 from __future__ import annotations

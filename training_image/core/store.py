@@ -67,7 +67,7 @@ class _Known(BaseSubscriber):  # type: ignore[misc] # s3transfer is not typed
 
 
 def s3_client() -> Any:
-    """A client that gives up within about a minute: a lost S3 must not outlast a box's two minutes' notice."""
+    """A client that gives up within about a minute: a lost S3 must not outlast an instance's two minutes' notice."""
     retries = {"mode": "standard", "total_max_attempts": 4}
     pool = 2 * _CONCURRENCY  # a transfer's, and those of all who work beside it
     config = Config(connect_timeout=5, read_timeout=20, retries=retries, max_pool_connections=pool)

@@ -1,8 +1,8 @@
-"""A base model of the Hugging Face Hub on its way to the box, by the lab's mirror in the training bucket.
+"""A base model of the Hugging Face Hub on its way to the instance, by the lab's mirror in the training bucket.
 
 The Hub decides what a revision is, who may read it, and which bytes belong to it; the mirror only saves the way. So the
-Hub is asked each time, and a file that is not what it describes is not used, wherever it came from. Mirror and box have
-the layout of Hugging Face's own cache:
+Hub is asked each time, and a file that is not what it describes is not used, wherever it came from. Mirror and
+instance have the layout of Hugging Face's own cache:
 
     models/hub/models--<organisation>--<name>/refs/<revision>           a commit; last, so what it names is whole
                                              /snapshots/<commit>/...    what training needs of it, never overwritten
@@ -32,11 +32,11 @@ _LOST_S3 = (ClientError, BotoCoreError, Boto3Error, MissingObject)
 
 
 class HubModel:
-    """One model of the Hub, for one box.
+    """One model of the Hub, for one instance.
 
     Args:
         mirror: the training bucket; None: no mirror is read or written.
-        cache: Hugging Face's cache on this box, ``$HF_HOME/hub``.
+        cache: Hugging Face's cache on this instance, ``$HF_HOME/hub``.
         token_secret: ARN of the secret with the Hub's token, which is held in this process and goes nowhere else.
     """
 
@@ -154,10 +154,10 @@ class HubModel:
 
     # --- the mirror ---------------------------------------------------------------------------------------------------
     def mirror(self, listing: Listing, revision: str | None, stopped: Callable[[], bool]) -> None:
-        """Put what the cache holds into the mirror, so that the next box need not fetch it from the Hub.
+        """Put what the cache holds into the mirror, so that the next instance need not fetch it from the Hub.
 
         It never fails a run, overwrites no file, and makes way for the last checkpoint when ``stopped``; what is
-        lacking then is the next box's to add.
+        lacking then is the next instance's to add.
 
         Args:
             revision: what names it; None: nothing does (the commit of a run that began earlier may be an old one).

@@ -46,11 +46,11 @@ def main(arguments: Sequence[str]) -> int:
         store = Store(s3_client(), options.bucket)
         return Attempt(store, RunKeys(options.run_id), work, tee, events, options).run()
     except Exception:
-        log.exception("The supervisor failed: the box ends, the run does not")
+        log.exception("The supervisor failed: the instance ends, the run does not")
         return CRASHED
 
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(code)  # a transfer that is still under way must not hold the box
+    os._exit(code)  # a transfer that is still under way must not hold the instance

@@ -1,7 +1,7 @@
 """One attempt at a run, from its claim to its exit code (``contract.SupervisorExit``).
 
 The main thread waits for events (prepared, trainer gone, stop) and decides; threads watch, publish and report. It
-never calls Auto Scaling: what its exit code means for the box is the host's business, in one place.
+never calls Auto Scaling: what its exit code means for the instance is the host's business, in one place.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class Attempt:
         except UserError as error:
             self._events.put(Gone(TrainerExit.BAD_INPUT, str(error)))
         except Exception as error:
-            log.exception("Preparing the box failed")
-            self._events.put(Gone(CRASHED, f"Preparing the box failed: {error}"))
+            log.exception("Preparing the instance failed")
+            self._events.put(Gone(CRASHED, f"Preparing the instance failed: {error}"))
 
     # --- during ---------------------------------------------------------------------------------------------------
     def _attend(self) -> int:
@@ -132,7 +132,7 @@ class Attempt:
         self._reporter.enter(Phase.DOWNLOADING)
         self._reporter.start()
         pollers = [
-            watch.Poller("box", self._options.interval, self._look_at_box, self._events.put),
+            watch.Poller("instance", self._options.interval, self._look_at_instance, self._events.put),
             watch.Poller("run", self._options.interval, self._look_at_run, self._events.put),
         ]
         for poller in pollers:
@@ -151,7 +151,7 @@ class Attempt:
                 poller.end()
             return self._conclude(gone, stop, self._reporter)
 
-    def _look_at_box(self) -> Stop | None:
+    def _look_at_instance(self) -> Stop | None:
         if not self._at_risk and self._imds.rebalance_recommended():
             log.info("This instance is at an elevated risk of interruption: saving a checkpoint now")
             self._at_risk = True
@@ -238,7 +238,7 @@ class Attempt:
             reporter.abandon()
             if self._publisher:
                 self._publisher.abandon()
-            return SupervisorExit.BOX_LEAVING
+            return SupervisorExit.INSTANCE_LEAVING
         reporter.enter(Phase.UPLOADING)
         budget = DRAIN_SECONDS if self._drained_by is None else self._drained_by - time.monotonic()
         if self._publisher and not self._publisher.finish(budget):
@@ -287,7 +287,7 @@ class Attempt:
         return SupervisorExit.RUN_ENDED
 
     def _last_look(self, stop: Stop | None) -> Stop | None:
-        """A destroy reaches the box as a scale-in too: only control.json says that the run is to end."""
+        """A destroy reaches the instance as a scale-in too: only control.json says that the run is to end."""
         try:
             found = self._look_at_run()
         except Exception as error:

@@ -8,23 +8,23 @@ from enum import StrEnum
 from training_image.core.contract import Phase, Reason, SupervisorExit, TrainerExit
 
 CRASHED = 1
-"""Exit code of a supervisor whose run has not ended and whose box must be replaced: none of SupervisorExit."""
+"""Exit code of a supervisor whose run has not ended and whose instance must be replaced: none of SupervisorExit."""
 
 
 class Cause(StrEnum):
-    """Why a box stops training before it is done."""
+    """Why an instance stops training before it is done."""
 
     CONTROL = "control"  # the run is to end: control.json says so
     DEADLINE = "deadline"  # the run is to end: its time is up
-    SIGNAL = "signal"  # this box is to end: SIGTERM or SIGINT
-    NOTICE = "notice"  # this box is to end: spot interruption
-    SCALE_IN = "scale_in"  # this box is to end: the group takes it away
+    SIGNAL = "signal"  # this instance is to end: SIGTERM or SIGINT
+    NOTICE = "notice"  # this instance is to end: spot interruption
+    SCALE_IN = "scale_in"  # this instance is to end: the group takes it away
     FENCED = "fenced"  # a newer attempt has claimed the run: this one must not write any more
 
 
 @dataclass(frozen=True)
 class Stop:
-    """A request to stop. ``reason`` is that of the outcome; None: the box leaves and the run goes on elsewhere."""
+    """A request to stop. ``reason`` is that of the outcome; None: the instance leaves and the run goes on elsewhere."""
 
     cause: Cause
     detail: str
@@ -60,13 +60,13 @@ def verdict(
         stop: the request under way, if any.
     """
     if stop is not None and stop.cause is Cause.FENCED:
-        return Verdict(None, SupervisorExit.BOX_LEAVING)
+        return Verdict(None, SupervisorExit.INSTANCE_LEAVING)
     if trainer_exit == TrainerExit.DONE and succeeded:
         return Verdict(Reason.SUCCEEDED, SupervisorExit.RUN_ENDED)
     if trainer_exit in (TrainerExit.BAD_INPUT, TrainerExit.OUT_OF_MEMORY):
         return Verdict(Reason.FAILED, SupervisorExit.RUN_ENDED)
     if stop is not None:
-        return Verdict(stop.reason, SupervisorExit.RUN_ENDED if stop.reason else SupervisorExit.BOX_LEAVING)
+        return Verdict(stop.reason, SupervisorExit.RUN_ENDED if stop.reason else SupervisorExit.INSTANCE_LEAVING)
     if attempt >= max_attempts:
         return Verdict(Reason.FAILED, SupervisorExit.RUN_ENDED)
     return Verdict(None, CRASHED)

@@ -1,4 +1,4 @@
-"""The instance metadata service (version 2): who this box is, and whether it is about to be taken away."""
+"""The instance metadata service (version 2): who this instance is, and whether it is about to be taken away."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HTTP_UNAUTHORIZED = 401
 
 
 class Imds:
-    """A box without the service, or one where it does not answer, has simply no news: nothing here raises."""
+    """An instance without the service, or one where it does not answer, has simply no news: nothing here raises."""
 
     def __init__(self, endpoint: str | None = None) -> None:
         given = endpoint or os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or _DEFAULT_ENDPOINT

@@ -1,4 +1,4 @@
-"""What a box fetches before it trains: data, base model, the figures of an earlier attempt, and a checkpoint."""
+"""What an instance fetches before it trains: data, base model, the figures of an earlier attempt, and a checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class BadInput(UserError):
 
 
 def clear(work: WorkDir) -> None:
-    """Leave nothing of an earlier attempt on this box (it may have been rebooted).
+    """Leave nothing of an earlier attempt on this instance (it may have been rebooted).
 
     Data and base model stay: user data may have fetched them already, and ``prepare`` makes them what S3 has now.
     """
@@ -84,11 +84,11 @@ def count_gpus() -> int:
 
 
 def check_gpus(expected: int, found: int) -> None:
-    """Never train at GPU price on a box that lost its GPU."""
+    """Never train at GPU price on an instance that lost its GPU."""
     if found < expected:
         raise BadInput(
-            f"The box has {found} GPU(s) where its instance type has {expected}: check the machine image's driver and "
-            "the container's --gpus option, or set LLM_TRAINING__USE_CPU=true to train without a GPU on purpose."
+            f"The instance has {found} GPU(s) where its type has {expected}: check the machine image's driver and the "
+            "container's --gpus option, or set LLM_TRAINING__USE_CPU=true to train without a GPU on purpose."
         )
 
 
@@ -130,7 +130,7 @@ def download_hub_model(store: Store, keys: RunKeys, run: Run, work: WorkDir) -> 
         listing = model.find(recorded["sha"] if recorded else run.revision)
         record = {"base_model": run.base_model, "revision": run.revision, "sha": listing.sha}
         if not recorded and not store.create_json(keys.base_model, record):
-            recorded = record = store.read_json(keys.base_model)  # another box came first
+            recorded = record = store.read_json(keys.base_model)  # another instance came first
             listing = model.find(record["sha"])
         model.fetch(listing, run.revision)
     except UnusableModelError as error:
@@ -153,7 +153,7 @@ def _download(store: Store, uri: str, destination: Path, suffix: str, what: str)
         if error_code(error) not in _NOT_READABLE:
             raise
         raise BadInput(
-            f"The box cannot list {uri} ({error_code(error)}): check that the bucket exists and the run may read it."
+            f"The instance cannot list {uri} ({error_code(error)}): see that the bucket exists and the run may read it."
         ) from error
     files = {item.key: destination / item.key.removeprefix(prefix) for item in found}
     if any(".." in path.parts for path in files.values()):

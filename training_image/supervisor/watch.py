@@ -40,7 +40,8 @@ def claim(store: Store, keys: RunKeys, instance_id: str | None, max_attempts: in
 
 
 def newer_claim(store: Store, keys: RunKeys, attempt: int) -> Stop | None:
-    """Another box has claimed the next attempt: this one is taken for dead. Claims are dense, one look is enough."""
+    """Another instance has claimed the next attempt: this one is taken for dead. Claims are dense, one look is
+    enough."""
     if store.read(keys.claim(attempt + 1)) is None:
         return None
     return Stop(Cause.FENCED, f"attempt {attempt + 1} has taken over")

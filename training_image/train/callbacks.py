@@ -47,7 +47,8 @@ def save_is_due(since_save: float, step_seconds: float, save_seconds: float | No
 
 
 class AlreadyTrainedError(Exception):
-    """The checkpoint is that of the last step: a box was lost in the evaluation after it. Nothing is left to train."""
+    """The checkpoint is that of the last step: an instance was lost in the evaluation after it. Nothing is left to
+    train."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -138,7 +139,8 @@ class RunCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         checkpoint = self._work.checkpoints / f"checkpoint-{state.global_step}"
-        # With the weights goes the record of how they came about: a box that is lost has no other chance to keep it.
+        # With the weights goes the record of how they came about: an instance that is lost has no other chance to
+        # keep it.
         if self._steps_file.exists():
             shutil.copy(self._steps_file, checkpoint)
         self._saved = time.monotonic()
@@ -168,7 +170,7 @@ class RunCallback(TrainerCallback):
         return round(rate, 1)
 
     def _take_up_record(self) -> None:
-        """Go on with the record that lies in the checkpoint; what a lost box logged beyond it comes again."""
+        """Go on with the record that lies in the checkpoint; what a lost instance logged beyond it comes again."""
         self._steps_file.parent.mkdir(parents=True, exist_ok=True)
         self._steps_file.unlink(missing_ok=True)
         kept = self._work.resume / self._steps_file.name

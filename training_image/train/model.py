@@ -150,7 +150,8 @@ def _load_weights(model: Any, adapter: Path, settings: RunSettings) -> None:
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path, base_model: str) -> None:
-    """Write the adapter and tokenizer; the adapter names ``base_model`` as the operator did, not a path of this box."""
+    """Write the adapter and tokenizer; the adapter names ``base_model`` as the operator did, not a path of this
+    instance."""
     model.peft_config["default"].base_model_name_or_path = base_model
     # LoRA does not resize embeddings; left to "auto", PEFT asks the Hub to find that out.
     model.save_pretrained(folder, save_embedding_layers=False)

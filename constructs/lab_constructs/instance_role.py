@@ -13,7 +13,7 @@ from lab_constructs.permissions import allow
 from training_image.core import contract
 
 
-def box_role(
+def instance_role(
     scope: Construct,
     *,
     stack_suffix: str,
@@ -29,7 +29,7 @@ def box_role(
         scope,
         "Role",
         assumed_by=iam.ServicePrincipal("ec2.amazonaws.com"),
-        description="Training box: reads data, writes its own stack's runs, pulls the image, ends itself",
+        description="Training instance: reads data, writes its own stack's runs, pulls the image, ends itself",
     )
     _allow_data_and_results(role, training_bucket, outputs_bucket, run_prefix, stack_suffix)
     _allow_ending_itself(role, stack_suffix)
