@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -53,9 +52,9 @@ def stacks(cloud: LocalCloud) -> dict[str, str]:
 def test_a_guard_stops_a_deploy_and_lets_a_destroy_pass(cloud, tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN)
     broken = ("--app", f"{sys.executable} {tmp_path / 'broken.py'}")
-    out = Path(tmp_path / "cdk.out")
+    out, once_more = tmp_path / "cdk.out", tmp_path / "broken"
 
-    refused = cdk(cloud, out, "deploy", "TrainingStack", "--require-approval", "never", *broken, *NO_RUN)
+    refused = cdk(cloud, once_more, "deploy", "TrainingStack", "--require-approval", "never", *broken, *NO_RUN)
     assert refused.returncode != 0
     assert "ingress rule: people come in through Session Manager" in refused.stdout
     assert "TrainingStack" not in stacks(cloud)
@@ -64,8 +63,10 @@ def test_a_guard_stops_a_deploy_and_lets_a_destroy_pass(cloud, tmp_path):
     assert deployed.returncode == 0, deployed.stdout
     assert stacks(cloud)["TrainingStack"] == "CREATE_COMPLETE"
 
-    refused = cdk(cloud, out, "deploy", "TrainingStack", "--require-approval", "never", *broken, *NO_RUN)
+    known = ("--app", str(once_more))
+    refused = cdk(cloud, once_more, "deploy", "TrainingStack", "--require-approval", "never", *known)
     assert refused.returncode != 0
+    assert "ingress rule" in refused.stdout
     assert stacks(cloud)["TrainingStack"] == "CREATE_COMPLETE"
 
     destroyed = cdk(cloud, out, "destroy", "TrainingStack", "--force", *broken, *NO_RUN)

@@ -107,9 +107,10 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, 
     with LocalCloud(folder) as cloud:
         cloud.bootstrap()
         cloudformation, outputs, resources = cloud.client("cloudformation"), {}, []
-        for stack in ("DataStack", "TrainingStack"):
-            words = [word for option in OPTIONS for word in ("-c", option)]
-            result = cdk(cloud, folder / "cdk.out", "deploy", stack, "--require-approval", "never", *words)
+        out = folder / "cdk.out"
+        typed = [word for option in OPTIONS for word in ("-c", option)]
+        for stack, settings in (("DataStack", typed), ("TrainingStack", ["--app", str(out)])):  # synthesised once
+            result = cdk(cloud, out, "deploy", stack, "--require-approval", "never", *settings)
             assert result.returncode == 0, result.stdout
             found = cloudformation.describe_stacks(StackName=stack)["Stacks"][0]
             outputs[stack] = {item["OutputKey"]: item["OutputValue"] for item in found["Outputs"]}

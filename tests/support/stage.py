@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from local_cloud.cloud import LocalCloud
+from tests.support.cores import one_core
 from tests.support.tiny_model import save_model
 from training_image.core import contract
 from training_image.core.store import Store
@@ -204,7 +205,9 @@ def _value(words: Sequence[str], key: str) -> str | None:
 @contextmanager
 def opened(folder: Path, engine: str = "process") -> Iterator[Stage]:
     """A stage below ``folder``, until the block ends."""
-    with LocalCloud(folder, engine) as cloud:
+    with ExitStack() as ending:
+        with one_core():  # the cloud's boxes, not the CLI
+            cloud = ending.enter_context(LocalCloud(folder, engine))
         cloud.bootstrap()
         stage = Stage(cloud, folder)
         result = stage.cdk("deploy", "DataStack", "--require-approval", "never")
