@@ -62,7 +62,7 @@ def test_a_run_is_disturbed_resumes_and_finishes_in_real_containers(stage: Stage
     assert stage.outcome(run_id) is None
     assert containers(docker) == []
 
-    # The next box goes on from there; when its plug is pulled, its container goes with it.
+    # The next instance goes on from there; when its plug is pulled, its container goes with it.
     stage.autoscaling.set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=1)
     assert training(stage, run_id, 2)["resumed_from_step"] == saved
     (second,) = stage.instances()
@@ -76,7 +76,7 @@ def test_a_run_is_disturbed_resumes_and_finishes_in_real_containers(stage: Stage
     assert containers(docker) == []
 
 
-def test_a_run_finishes_and_ends_its_box(stage: Stage, docker: Docker):
+def test_a_run_finishes_and_ends_its_instance(stage: Stage, docker: Docker):
     run_id = stage.deploy(**SHORT)["RunId"]
     outcome = stage.wait("an outcome", lambda: stage.outcome(run_id), run_id, seconds=400)
     stage.wait("the box is gone", lambda: not stage.instances(), run_id)

@@ -39,7 +39,7 @@ def test_a_result_that_cannot_be_uploaded_fails_the_run_after_its_attempts(stage
 
 
 @pytest.mark.parametrize("fault", [DemoFault.KILL_SUPERVISOR, DemoFault.KILL_MACHINE])
-def test_a_run_whose_first_box_is_killed_succeeds_by_a_second_one_that_resumes(stage: Stage, fault: DemoFault):
+def test_a_run_whose_first_instance_is_killed_succeeds_by_a_second_one_that_resumes(stage: Stage, fault: DemoFault):
     saboteur = Saboteur(fault, stage.cloud)
     saboteur.before_the_run()
     outputs = stage.deploy(*stage.trainer(PACED), *saboteur.options, **SHORT)

@@ -1,4 +1,4 @@
-"""Killers 2 and 3 with what comes before them broken: a box that no longer obeys, a function that raises."""
+"""Killers 2 and 3 with what comes before them broken: an instance that no longer obeys, a function that raises."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Deaf:
 
 @pytest.fixture
 def deaf(stage: Stage) -> Iterator[Deaf]:
-    """A deployed stack whose box trains, and then is deaf and dumb: its supervisor stands still, its timer is gone."""
+    """A deployed stack whose instance trains, and then is deaf and dumb: its supervisor stands still, its timer is
+    gone."""
     outputs = stage.deploy(*stage.trainer(ENDLESS), **LONG)
     run_id = outputs["RunId"]
     stage.wait("a checkpoint", lambda: stage.heartbeat(run_id).get("durable_step"), run_id)
@@ -63,7 +64,7 @@ def thaw_and_wait(stage: Stage, deaf: Deaf) -> None:
     stage.wait("the box is gone", gone, deaf.outputs["RunId"])
 
 
-def test_a_box_that_no_longer_obeys_is_ended_by_the_auto_terminator(stage: Stage, mailbox: Mailbox, deaf: Deaf):
+def test_an_instance_that_no_longer_obeys_is_ended_by_the_auto_terminator(stage: Stage, mailbox: Mailbox, deaf: Deaf):
     run_id = deaf.outputs["RunId"]
     assert f"{stage.stack}: run {run_id} has started" in mailbox.subjects()
     passed = (datetime.now(UTC) - timedelta(minutes=6)).isoformat()
@@ -87,7 +88,7 @@ def test_a_box_that_no_longer_obeys_is_ended_by_the_auto_terminator(stage: Stage
     assert "cdk destroy TrainingStack" in mail["Message"]
 
 
-def test_with_the_function_broken_too_the_scheduled_action_ends_the_box(stage: Stage, deaf: Deaf):
+def test_with_the_function_broken_too_the_scheduled_action_ends_the_instance(stage: Stage, deaf: Deaf):
     run_id, group = deaf.outputs["RunId"], deaf.outputs["AutoScalingGroupName"]
     client = stage.cloud.client("lambda")
     (name,) = [

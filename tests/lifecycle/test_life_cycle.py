@@ -18,7 +18,7 @@ pytestmark = pytest.mark.lifecycle
 
 
 def finished(stage: Stage, run_id: str) -> dict:
-    """Wait until the run has an outcome and its box is gone, by itself."""
+    """Wait until the run has an outcome and its instance is gone, by itself."""
     outcome = stage.wait("an outcome", lambda: stage.outcome(run_id), run_id, seconds=400)
     stage.wait("the box is gone", lambda: not stage.instances(), run_id)
     return outcome
@@ -100,14 +100,14 @@ def test_a_run_that_is_disturbed_and_then_destroyed(stage: Stage, tmp_path: Path
     run_id, group = outputs["RunId"], outputs["AutoScalingGroupName"]
     training(stage, run_id)
 
-    # A scale-in reaches the box as a shutdown: it leaves a verified checkpoint and no outcome.
+    # A scale-in reaches the instance as a shutdown: it leaves a verified checkpoint and no outcome.
     stage.autoscaling.set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=0)
     stage.wait("the box is gone", lambda: not stage.instances(), run_id)
     saved = stage.verified_step(run_id, tmp_path / "after-scale-in")
     assert saved, stage.log(run_id)
     assert stage.outcome(run_id) is None
 
-    # The next box goes on from there.
+    # The next instance goes on from there.
     stage.autoscaling.set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=1)
     heartbeat = training(stage, run_id, attempt=2)
     assert heartbeat["resumed_from_step"] == saved
@@ -143,7 +143,7 @@ def test_a_run_that_is_disturbed_and_then_destroyed(stage: Stage, tmp_path: Path
     assert (stage.verified_step(run_id, tmp_path / "after-destroy") or 0) > step
 
 
-def test_the_box_stops_with_a_checkpoint_before_its_deadline(stage: Stage, tmp_path: Path):
+def test_the_instance_stops_with_a_checkpoint_before_its_deadline(stage: Stage, tmp_path: Path):
     """Killer 1. The deadline is moved to where only the minutes are left that are kept back for stopping."""
     endless = stage.trainer(ENDLESS)
     run_id = stage.deploy(*endless, **LONG)["RunId"]

@@ -28,7 +28,7 @@ def test_limits_new_runs_and_the_instance_switched_off(stage: Stage, tmp_path: P
     assert frozen is not None
     began = datetime.fromisoformat(frozen["created_at"])
 
-    # Limits: in force at once, on the box's own ground and on AWS's, and the run goes on.
+    # Limits: in force at once, on the instance's own ground and on AWS's, and the run goes on.
     later = (*endless, "-c", "max_runtime_hours=5", "-c", "auto_shutdown=false")
     assert stage.deploy(*later, **LONG)["RunId"] == run_id
     limits = (stage.read(keys.control) or {})["limits"]

@@ -91,7 +91,7 @@ def test_destroy_before_there_was_any_capacity(stage: Stage):
     gone(stage, before)
 
 
-def test_destroy_while_the_box_boots(stage: Stage):
+def test_destroy_while_the_instance_boots(stage: Stage):
     before = inventory(stage)
     run_id = stage.deploy(*stage.trainer(ENDLESS), **LONG)["RunId"]
     stage.destroy()

@@ -1,4 +1,5 @@
-"""The real boot script on a box of the local cloud: where it works, and what it leaves on a box that is kept."""
+"""The real boot script on an instance of the local cloud: where it works, and what it leaves on an instance that is
+kept."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ DATA = ["data/more/eval.jsonl", "data/train.jsonl"]
 
 
 class BootLab(Lab):
-    """Its image trains nothing; its box runs the script of the launch template."""
+    """Its image trains nothing; its instance runs the script of the launch template."""
 
     def push_image(self) -> str:
         context = self.scratch / "boot"
@@ -102,7 +103,7 @@ class BootLab(Lab):
         base_model: str = "org/small",
         data: str = "s3://box-outputs/data/",
     ) -> Path:
-        """A kept box, once its run has ended; ``before`` runs in front of the script."""
+        """A kept instance, once its run has ended; ``before`` runs in front of the script."""
         self.prepare(name, deadline=deadline, base_model=base_model, data=data)
         box = self.box(self.up(self.group(name, self.script(name, before))))
         log = box / "var/log/training-setup.log"
@@ -160,7 +161,7 @@ def kept(boots: BootLab) -> Path:
 
 
 def rerun(lab: BootLab, box: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """As typed in a session on the box."""
+    """As typed in a session on the instance."""
     path = f"{SHIMS}:{lab.cloud.state / 'bin'}:{os.environ['PATH']}"
     environment = {"PATH": path, "DESTDIR": str(box), "AWS_ENDPOINT_URL": lab.cloud.endpoint, **variables}
     return subprocess.run(
@@ -168,7 +169,7 @@ def rerun(lab: BootLab, box: Path, **variables: str) -> subprocess.CompletedProc
     )
 
 
-def test_a_kept_box_trains_again_with_what_the_caller_exports(boots: BootLab, kept: Path) -> None:
+def test_a_kept_instance_trains_again_with_what_the_caller_exports(boots: BootLab, kept: Path) -> None:
     result = rerun(boots, kept, LLM_TRAINING__LEARNING_RATE="1e-5", LLM_LORA__R="4 8", OTHER="unseen")
     assert result.returncode == 0, result.stderr
     said = json.loads(next(line for line in result.stdout.splitlines() if line.startswith("{")))
@@ -242,7 +243,7 @@ def test_the_instance_store_is_used_where_the_machine_image_has_mounted_it(boots
 
 
 def as_on(lab: BootLab, box: Path, program: str) -> None:
-    """Run what systemd would run on the box."""
+    """Run what systemd would run on the instance."""
     subprocess.run(
         [box / program],
         env={"PATH": f"{SHIMS}:{lab.cloud.state / 'bin'}:{os.environ['PATH']}", "DESTDIR": str(box)}
@@ -252,9 +253,10 @@ def as_on(lab: BootLab, box: Path, program: str) -> None:
 
 
 def test_a_deadline_that_was_put_off_is_obeyed_by_the_boxs_own_timer(boots: BootLab) -> None:
-    """A deploy has moved it while the box ran: at the old one the timer looks again, and arms itself anew.
+    """A deploy has moved it while the instance ran: at the old one the timer looks again, and arms itself anew.
 
-    A box whose Docker refuses the instance store, and that may read neither data nor mirror beforehand, works too.
+    An instance whose Docker refuses the instance store, and that may read neither data nor mirror beforehand, works
+    too.
     """
     box = boots.boot(
         "put-off",

@@ -1,4 +1,4 @@
-"""A box's life through AWS's own APIs: real server, real user data, real processes."""
+"""An instance's life through AWS's own APIs: real server, real user data, real processes."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_bytes_that_run_are_those_of_the_launch_template(lab: Lab) -> None:
     assert encoded == data["LaunchTemplateData"]["UserData"]
 
 
-def test_poweroff_ends_the_box_and_the_group_replaces_it(lab: Lab) -> None:
+def test_poweroff_ends_the_instance_and_the_group_replaces_it(lab: Lab) -> None:
     body = 'if [ "$(aws s3 ls s3://box-outputs/once/)" = "" ]; then say once/1 x; poweroff; fi\n'
     name = lab.group("replaced", HEAD + body)
     first = lab.up(name)
@@ -110,7 +110,7 @@ END_SELF = (
 )
 
 
-def test_the_box_may_take_its_group_down_with_it(lab: Lab) -> None:
+def test_the_instance_may_take_its_group_down_with_it(lab: Lab) -> None:
     name = lab.group("self", f"{HEAD}{END_SELF}\n", hook_seconds=60)
     box = lab.up(name)
     wait_for("the hook holds it", lambda: lab.members(name)[0]["LifecycleState"] == "Terminating:Wait")
@@ -136,7 +136,7 @@ def test_a_hook_that_nobody_completes_times_out(lab: Lab) -> None:
     wait_for("terminated", lambda: lab.state(box) == "terminated")
 
 
-def test_the_role_limits_the_box(lab: Lab) -> None:
+def test_the_role_limits_the_instance(lab: Lab) -> None:
     body = 'aws s3 cp "$0" s3://not-for-boxes/x 2>"$DESTDIR/err"; say "$ID/denied" "$(cat "$DESTDIR/err")"\n'
     box = lab.up(lab.group("limited", HEAD + body))
     assert "AccessDenied" in wait_for("the refusal", lambda: lab.object(f"{box}/denied"))

@@ -1,4 +1,4 @@
-"""Faults come from outside, hit boxes only, and end when told to."""
+"""Faults come from outside, hit instances only, and end when told to."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PY
 
 @pytest.fixture
 def writer(lab: Lab) -> Iterator[Path]:
-    """The directory of a box that uploads all the time."""
+    """The directory of an instance that uploads all the time."""
     name = lab.group(f"writer-{len(lab.made)}", WRITER)
     directory = lab.box(lab.up(name))
     wait_for("a first upload", (directory / "done").exists)
@@ -82,7 +82,7 @@ def test_a_clock_jumps_forth_and_back_and_time_goes_on_meanwhile(lab: Lab) -> No
         lab.cloud.fault("clock", instance=fixed, seconds=5)
 
 
-def test_without_capacity_no_box_comes_and_the_group_says_why(lab: Lab) -> None:
+def test_without_capacity_no_instance_comes_and_the_group_says_why(lab: Lab) -> None:
     lab.cloud.fault("no-capacity", on=True)
     name = lab.group("no-capacity", IDLE)
     lab.asg.update_auto_scaling_group(AutoScalingGroupName=name, MinSize=0, MaxSize=1, DesiredCapacity=1)
@@ -97,7 +97,7 @@ def test_without_capacity_no_box_comes_and_the_group_says_why(lab: Lab) -> None:
     wait_for("a box once there is capacity", lambda: lab.members(name))
 
 
-def test_a_kill_gives_no_notice_and_the_group_replaces_the_box(lab: Lab) -> None:
+def test_a_kill_gives_no_notice_and_the_group_replaces_the_instance(lab: Lab) -> None:
     name = lab.group("kill", IDLE)
     box = lab.up(name)
     lab.cloud.fault("kill", instance=box)
@@ -106,7 +106,7 @@ def test_a_kill_gives_no_notice_and_the_group_replaces_the_box(lab: Lab) -> None
 
 
 def test_an_interruption_gives_notice_first(lab: Lab) -> None:
-    """What the box itself has written it has written before its end."""
+    """What the instance itself has written it has written before its end."""
     script = IDLE.replace(
         "exec sleep 600",
         'T=$(curl -s -X PUT "$AWS_EC2_METADATA_SERVICE_ENDPOINT/latest/api/token" '
@@ -125,7 +125,7 @@ def test_an_interruption_gives_notice_first(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(("settings", "word"), [({"refuse": True}, "SlowDown"), ({"drop_uploads": True}, "onnection")])
-def test_an_outage_of_s3_hits_boxes_and_not_the_operator(lab: Lab, writer: Path, settings: dict, word: str) -> None:
+def test_an_outage_of_s3_hits_instances_and_not_the_operator(lab: Lab, writer: Path, settings: dict, word: str) -> None:
     lab.cloud.fault("s3", settings=settings)
     errors = writer / "errors"
     wait_for(f"{word} in the box", lambda: errors.exists() and word in errors.read_text())

@@ -1,4 +1,4 @@
-"""A box's figures and log reach CloudWatch with the very permissions that the template gives its role."""
+"""An instance's figures and log reach CloudWatch with the very permissions that the template gives its role."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ docker run --rm --name training --ipc=host -v @WORK@:@WORK@ -e AWS_DEFAULT_REGIO
 
 @pytest.fixture(scope="module")
 def statements() -> list[dict[str, Any]]:
-    """What the template lets the box do in CloudWatch, with its log group filled in."""
+    """What the template lets the instance do in CloudWatch, with its log group filled in."""
     policies = training_template().find_resources("AWS::IAM::Policy").values()
     found = [
         statement
@@ -58,7 +58,7 @@ def push_supervisor(lab: Lab) -> str:
     return uri
 
 
-def test_figures_and_log_arrive_through_the_box_role(
+def test_figures_and_log_arrive_through_the_instance_role(
     lab: Lab, statements: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     policy = json.dumps({"Version": "2012-10-17", "Statement": statements})

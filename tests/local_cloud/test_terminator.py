@@ -1,4 +1,4 @@
-"""Killers 2 and 3 against a box that is deaf: it has no timer, reports nothing, and ignores SIGTERM.
+"""Killers 2 and 3 against an instance that is deaf: it has no timer, reports nothing, and ignores SIGTERM.
 
 The real construct is deployed: the function runs with its own role under IAM enforcement, woken by its own rules.
 """
@@ -48,7 +48,7 @@ class Watch:
         self._runs, self.run_id = 0, ""
         topic = sns.create_topic(Name="alerts")["TopicArn"]
         self.subjects = Mailbox(lab.cloud.client("sqs"), sns, topic).subjects
-        lab.group(GROUP, DEAF, hook_seconds=600)  # a hung box's hook would hold it
+        lab.group(GROUP, DEAF, hook_seconds=600)  # a hung instance's hook would hold it
         tag = {"Key": contract.STACK_TAG, "Value": SUFFIX, "PropagateAtLaunch": True}
         lab.asg.create_or_update_tags(Tags=[{**tag, "ResourceId": GROUP, "ResourceType": "auto-scaling-group"}])
         self._deploy(folder, topic)
@@ -88,9 +88,10 @@ class Watch:
             item["PhysicalResourceId"] for item in found if item["LogicalResourceId"].startswith("SafetyMaxRuntime")
         ]
 
-    # --- a run and its box ------------------------------------------------------------------------------------------
+    # --- a run and its instance
+    # ------------------------------------------------------------------------------------------
     def start(self) -> str:
-        """A run with an hour to go, and its box, which serves."""
+        """A run with an hour to go, and its instance, which serves."""
         self._runs += 1
         self.run_id, now = f"run-{SUFFIX}-{self._runs}", datetime.now(UTC)
         self.put(
@@ -166,7 +167,7 @@ def watch(deployed: Watch) -> Iterator[Watch]:
     wait_for("the group is empty", lambda: not lab.members(GROUP))
 
 
-def test_a_deaf_box_is_ended_past_its_deadline_in_spite_of_its_hook_and_the_operator_is_told(watch: Watch) -> None:
+def test_a_deaf_instance_is_ended_past_its_deadline_in_spite_of_its_hook_and_the_operator_is_told(watch: Watch) -> None:
     box = watch.start()
     watch.beat(box, timedelta(0))
     assert watch.look() is None
@@ -185,7 +186,7 @@ def test_a_deaf_box_is_ended_past_its_deadline_in_spite_of_its_hook_and_the_oper
     assert watch.subjects().count(told) == 1, "nothing is said twice"
 
 
-def test_a_box_that_has_fallen_silent_is_ended_as_failed(watch: Watch) -> None:
+def test_an_instance_that_has_fallen_silent_is_ended_as_failed(watch: Watch) -> None:
     box = watch.start()
     watch.beat(box, timedelta(minutes=11))
     assert watch.look() is None
@@ -211,11 +212,11 @@ def test_the_runtime_alarm_makes_it_look_and_tells_the_operator(watch: Watch) ->
         AlarmName=watch.runtime_alarm, StateValue="ALARM", StateReason="a test"
     )
     watch.wait_until_gone(box)
-    assert wait_for("the outcome", watch.outcome)["by"] == "terminator"  # it comes after the box's end
+    assert wait_for("the outcome", watch.outcome)["by"] == "terminator"  # it comes after the instance's end
     wait_for("the alarm's e-mail", lambda: any("ALARM" in subject for subject in watch.subjects()))
 
 
-def test_with_the_function_broken_too_the_scheduled_action_ends_the_box(watch: Watch) -> None:
+def test_with_the_function_broken_too_the_scheduled_action_ends_the_instance(watch: Watch) -> None:
     box = watch.start()
     watch.break_the_function()
     watch.pass_the_deadline()

@@ -1,4 +1,4 @@
-"""A box without EC2: the real supervisor as a process, S3 and a metadata service on loopback."""
+"""An instance without EC2: the real supervisor as a process, S3 and a metadata service on loopback."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def fake_imds() -> Iterator[FakeImds]:
 
 
 class Lab:
-    """One run in its own pair of buckets; ``boot`` starts a box for it."""
+    """One run in its own pair of buckets; ``boot`` starts an instance for it."""
 
     def __init__(self, client: Any, endpoint: str, imds: FakeImds, folder: Path) -> None:
         self.client, self.endpoint, self.imds, self.folder = client, endpoint, imds, folder
@@ -135,7 +135,7 @@ class Lab:
         return process
 
     def run_box(self) -> int:
-        """Boot a box and wait until its supervisor has ended."""
+        """Boot an instance and wait until its supervisor has ended."""
         return self.ended(self.boot())
 
     def ended(self, process: subprocess.Popen[bytes]) -> int:
@@ -144,7 +144,7 @@ class Lab:
         return code
 
     def holding(self, step: int, patch: str | None = None) -> subprocess.Popen[bytes]:
-        """A box whose trainer is at ``step``, as its heartbeat says."""
+        """An instance whose trainer is at ``step``, as its heartbeat says."""
         process = self.boot(patch)
         wait_for(lambda: (self.heartbeat() or {}).get("step") == step, f"step {step}")
         return process

@@ -1,4 +1,4 @@
-"""One core for the boxes of a test: a model of a few kilobytes trains no faster on two.
+"""One core for the instances of a test: a model of a few kilobytes trains no faster on two.
 
 Torch takes a thread for each core, and these wait for each other at every operation: on a busy machine that cost
 fifteen times the processor time.

@@ -1,9 +1,9 @@
 """A trainer in miniature: keeps the whole contract of ``WorkDir`` and exit codes, learns nothing.
 
-The first argument is the work directory, or ``box``: that of the box it runs on. A checkpoint at every second step, or
-at every ``every``-th; ``pace=S``: a step takes S seconds. ``hold=N`` waits at step N until it is told to stop; ``deaf``
-does not listen. ``hold=PHASE`` stays in a phase without steps, which listens to nobody, until it is killed;
-in ``saving``, until it is told to stop, and then finishes.
+The first argument is the work directory, or ``instance``: that of the instance it runs on. A checkpoint at every
+second step, or at every ``every``-th; ``pace=S``: a step takes S seconds. ``hold=N`` waits at step N until it is told
+to stop; ``deaf`` does not listen. ``hold=PHASE`` stays in a phase without steps, which listens to nobody, until it is
+killed; in ``saving``, until it is told to stop, and then finishes.
 """
 
 import hashlib

@@ -95,7 +95,7 @@ class Lab:
         iam.add_role_to_instance_profile(InstanceProfileName="box", RoleName="box")
 
     def group(self, name: str, user_data: str, *, hook_seconds: int | None = None, lab: str = "mine") -> str:
-        """A group of at most one spot box with ``user_data``, still at 0."""
+        """A group of at most one spot instance with ``user_data``, still at 0."""
         template = self.ec2.create_launch_template(
             LaunchTemplateName=name,
             LaunchTemplateData={
@@ -132,7 +132,7 @@ class Lab:
         return name
 
     def up(self, name: str) -> str:
-        """Set the group to one box, and return its id once it serves."""
+        """Set the group to one instance, and return its id once it serves."""
         self.asg.update_auto_scaling_group(AutoScalingGroupName=name, MinSize=0, MaxSize=1, DesiredCapacity=1)
         return str(wait_for("a box", lambda: self.members(name))[0]["InstanceId"])
 

@@ -109,7 +109,7 @@ class World:
         return bucket, key
 
     def _group(self, name: str, suffix: str) -> None:
-        """A group of one box that sleeps, tagged as the stack with ``suffix`` tags it."""
+        """A group of one instance that sleeps, tagged as the stack with ``suffix`` tags it."""
         tag = {"Key": contract.STACK_TAG, "Value": suffix}
         template = self.cloud.client("ec2").create_launch_template(
             LaunchTemplateName=name,
@@ -131,7 +131,7 @@ class World:
         )
 
     def box_of(self, group: str) -> str:
-        """Id of the box in ``group``; launched if there is none."""
+        """Id of the instance in ``group``; launched if there is none."""
         autoscaling = self.cloud.client("autoscaling")
 
         def members() -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ def listening(of: Iterable[psutil.Process]) -> set[str]:
 
 
 def supervisors(box: str) -> list[psutil.Process]:
-    """Of the box whose directory is ``box``."""
+    """Of the instance whose directory is ``instance``."""
     return [
         process
         for process in processes.marked("DESTDIR", box)

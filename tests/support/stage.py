@@ -206,7 +206,7 @@ def _value(words: Sequence[str], key: str) -> str | None:
 def opened(folder: Path, engine: str = "process") -> Iterator[Stage]:
     """A stage below ``folder``, until the block ends."""
     with ExitStack() as ending:
-        with one_core():  # the cloud's boxes, not the CLI
+        with one_core():  # the cloud's instances, not the CLI
             cloud = ending.enter_context(LocalCloud(folder, engine))
         cloud.bootstrap()
         stage = Stage(cloud, folder)

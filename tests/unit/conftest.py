@@ -1,4 +1,4 @@
-"""Shared fixtures: S3 on loopback, and a box that runs the real supervisor against it."""
+"""Shared fixtures: S3 on loopback, and an instance that runs the real supervisor against it."""
 
 import os
 import socket

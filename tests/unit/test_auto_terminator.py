@@ -124,7 +124,7 @@ def test_a_healthy_run_is_left_alone_and_nobody_is_bothered(aws):
     assert (aws.calls, aws.mails) == ([], [])
 
 
-def test_past_the_deadline_capacity_goes_first_then_the_box_then_the_outcome_and_the_mail(aws):
+def test_past_the_deadline_capacity_goes_first_then_the_instance_then_the_outcome_and_the_mail(aws):
     aws.run(deadline=NOW - timedelta(minutes=6))
     look()
     assert aws.calls == ["capacity 0", "terminate i-1"]
@@ -152,7 +152,7 @@ def test_a_step_that_fails_keeps_no_other_from_being_tried_and_the_function_fail
     assert aws.get(KEYS.outcome) is not None
 
 
-def test_an_outcome_of_the_box_stands(aws):
+def test_an_outcome_of_the_instance_stands(aws):
     said = {"reason": "succeeded", "by": "instance", "at": (NOW - timedelta(minutes=11)).isoformat()}
     aws.put(KEYS.outcome, said)
     look()
@@ -213,7 +213,7 @@ def test_a_run_that_cannot_be_understood_ends_by_age(aws, body):
     assert aws.calls == ["capacity 0", "terminate i-1"]
 
 
-def test_without_s3_an_old_box_is_ended_and_a_young_one_is_not(aws):
+def test_without_s3_an_old_instance_is_ended_and_a_young_one_is_not(aws):
     aws.broken = {"s3"}
     look()
     assert aws.calls == []
@@ -222,7 +222,7 @@ def test_without_s3_an_old_box_is_ended_and_a_young_one_is_not(aws):
     assert aws.mails == ["TrainingStack: instances terminated"]
 
 
-def test_an_interruption_is_told_if_it_is_this_stacks_box(aws):
+def test_an_interruption_is_told_if_it_is_this_stacks_instance(aws):
     warning = {"detail-type": "EC2 Spot Instance Interruption Warning", "detail": {"instance-id": "i-9"}}
     look(warning)
     assert aws.mails == []
@@ -231,7 +231,7 @@ def test_an_interruption_is_told_if_it_is_this_stacks_box(aws):
     assert aws.mails == [f"TrainingStack: run {KEYS.run_id} is being interrupted"]
 
 
-def test_a_resume_is_told_once_the_box_knows_from_where(aws):
+def test_a_resume_is_told_once_the_instance_knows_from_where(aws):
     aws.beat(NOW, attempt=2, phase="downloading")
     look()
     assert aws.mails == []

@@ -38,7 +38,7 @@ def facts(now: datetime, **changes):
     return Facts(**{**values, **changes})
 
 
-def test_the_box_goes_first_at_the_deadline():
+def test_the_instance_goes_first_at_the_deadline():
     assert decide(facts(DEADLINE + minutes(4))) is None
     ending = decide(facts(DEADLINE + minutes(6)))
     assert ending.reason is Reason.EXPIRED
@@ -51,14 +51,14 @@ def test_a_run_that_waits_for_capacity_ends_at_its_deadline_too():
     assert decide(facts(DEADLINE + minutes(6), **waiting)).reason is Reason.EXPIRED
 
 
-def test_a_box_that_outlives_its_run_is_ended_without_another_outcome():
+def test_an_instance_that_outlives_its_run_is_ended_without_another_outcome():
     ended = {"outcome": Outcome(Reason.SUCCEEDED, at=START)}
     assert decide(facts(START + minutes(9), **ended)) is None, "it still uploads its logs"
     ending = decide(facts(START + minutes(11), **ended))
     assert ending.reason is None
 
 
-def test_a_box_kept_for_review_stays_until_the_deadline():
+def test_an_instance_kept_for_review_stays_until_the_deadline():
     kept = {
         "outcome": Outcome(Reason.FAILED, at=START),
         "run": a_run(deadline=DEADLINE.isoformat(), auto_shutdown=False),
@@ -82,7 +82,7 @@ def test_silence_ends_a_run_but_booting_is_no_silence():
     assert decide(facts(last + minutes(21), **replaced)).reason is Reason.FAILED
 
 
-def test_a_stop_ends_a_run_that_has_no_box_at_once_and_a_box_that_does_not_obey():
+def test_a_stop_ends_a_run_that_has_no_instance_at_once_and_an_instance_that_does_not_obey():
     asked = {"control": Control(stop=StopRequest(START, detail="`lab stop` was typed"))}
     waiting = {"instances": (), "heartbeat": Heartbeat(), "launches": 0}
     ending = decide(facts(START + minutes(1), **asked, **waiting))
@@ -106,7 +106,7 @@ def test_where_nothing_can_be_read_age_alone_decides():
 
 
 @pytest.mark.parametrize("finished", [None, Outcome(Reason.SUCCEEDED, at=START)])
-def test_without_boxes_and_capacity_there_is_nothing_to_end_before_the_deadline(finished):
+def test_without_instances_and_capacity_there_is_nothing_to_end_before_the_deadline(finished):
     nothing = {"instances": (), "desired": 0, "outcome": finished, "heartbeat": Heartbeat()}
     assert decide(facts(START + minutes(30), **nothing)) is None
 
@@ -147,7 +147,7 @@ def test_what_is_to_end_stays_to_end_as_time_passes(values, now, later):
 
 
 @given(anything)
-def test_no_box_outlives_the_deadline_or_where_that_is_unknown_its_age(values):
+def test_no_instance_outlives_the_deadline_or_where_that_is_unknown_its_age(values):
     long_after = datetime(2026, 1, 5, tzinfo=UTC)
     if values["instances"]:
         assert decide(facts(long_after, **values)) is not None

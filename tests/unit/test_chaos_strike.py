@@ -14,7 +14,7 @@ KEYS = RunKeys("run-1")
 
 
 class Cloud:
-    """One box, ``i-1``, until it is killed."""
+    """One instance, ``i-1``, until it is killed."""
 
     def __init__(self, tmp_path):
         self.state = tmp_path
@@ -85,7 +85,7 @@ def test_without_an_upload_nobody_is_killed(cloud, monkeypatch):
 @pytest.mark.parametrize(
     "kind", [Kind.NOTICE, Kind.KILL_MACHINE, Kind.KILL_UPLOADING, Kind.KILL_TRAINER, Kind.CLOCK_JUMP]
 )
-def test_a_box_that_is_gone_was_not_struck(cloud, kind):
+def test_an_instance_that_is_gone_was_not_struck(cloud, kind):
     cloud.alive = False
     assert not Striker(cloud, Store(), "group").strike(kind, "i-1", KEYS)
 

@@ -27,7 +27,7 @@ SETTINGS = "s"
 
 
 class Crash(BaseException):
-    """The box is gone: nothing of it runs any more, no handler either."""
+    """The instance is gone: nothing of it runs any more, no handler either."""
 
 
 class ModelStore:
@@ -93,7 +93,7 @@ class Attempts(RuleBasedStateMachine):
     # --- what happens ---------------------------------------------------------------------------------------------
     @rule()
     def claim(self):
-        """Another box begins; those before may not know yet."""
+        """Another instance begins; those before may not know yet."""
         self.number += 1
         resume = self.folder / f"resume-{self.number}"
         found = checkpoints.fetch_newest(self.store, KEYS, SETTINGS, resume)
@@ -120,7 +120,7 @@ class Attempts(RuleBasedStateMachine):
         failure=st.sampled_from([Crash, OSError]),
     )
     def publish(self, data, steps, saved, fail_at, failure):
-        """An attempt trains on and publishes; S3 is lost on the way, or the box."""
+        """An attempt trains on and publishes; S3 is lost on the way, or the instance."""
         number = data.draw(st.sampled_from(sorted(self.attempts)))
         publisher, step = self.attempts[number]
         for _ in range(saved):
@@ -147,7 +147,7 @@ class Attempts(RuleBasedStateMachine):
     @precondition(lambda self: self.attempts)
     @rule(data=st.data())
     def fence(self, data):
-        """An attempt has seen a newer claim, or its box is lost between two uploads."""
+        """An attempt has seen a newer claim, or its instance is lost between two uploads."""
         del self.attempts[data.draw(st.sampled_from(sorted(self.attempts)))]
 
     @precondition(lambda self: len(self.newest_two() - self.damaged) == 2)

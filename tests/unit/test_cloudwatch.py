@@ -22,7 +22,7 @@ def messages(text: bytes, *, last: bool = False) -> list[str]:
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
-def test_figures_of_a_training_box():
+def test_figures_of_a_training_instance():
     assert training_figures(STATUS, 4, 2) == {
         "Step": 7, "DurableStep": 4, "Attempt": 2, "Loss": 1.5, "TokensPerSecond": 900
     }  # fmt: skip
@@ -33,7 +33,7 @@ def test_what_is_not_known_yet_is_not_published():
     assert training_figures(Status(Phase.TRAINING, step=0), None, 1) == {"Step": 0, "Attempt": 1}
 
 
-def test_an_old_loss_is_not_repeated_while_the_box_evaluates():
+def test_an_old_loss_is_not_repeated_while_the_instance_evaluates():
     assert "Loss" not in training_figures(replace(STATUS, phase=Phase.EVALUATING_AFTER), 7, 1)
     assert "TokensPerSecond" not in training_figures(replace(STATUS, phase=Phase.EVALUATING_AFTER), 7, 1)
 
@@ -144,7 +144,7 @@ def test_an_outage_is_said_once_and_afterwards_nothing_is_missing(tmp_path, monk
 # --- the real supervisor ----------------------------------------------------------------------------------------------
 @pytest.fixture
 def aws(lab):
-    """Clients of the services that the box publishes to."""
+    """Clients of the services that the instance publishes to."""
     keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": REGION}
     return {name: boto3.client(name, endpoint_url=lab.endpoint, **keys) for name in ("logs", "cloudwatch")}
 

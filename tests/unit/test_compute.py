@@ -1,4 +1,5 @@
-"""The box's promises, one assertion each: its group, its launch template, what its role may do, its boot script."""
+"""The instance's promises, one assertion each: its group, its launch template, what its role may do, its boot
+script."""
 
 import json
 import re
@@ -91,8 +92,8 @@ def test_any_valid_settings_reach_the_group(config):
     assert ("VPCZoneIdentifier" in group) != ("AvailabilityZones" in group), "subnets or zones, never both or none"
 
 
-def test_one_box_at_a_time(training):
-    """Capacity rebalancing launches before it ends: two boxes would work on one run."""
+def test_one_instance_at_a_time(training):
+    """Capacity rebalancing launches before it ends: two instances would work on one run."""
     training.has_resource_properties(GROUP, {"CapacityRebalance": False, "MaxSize": "1"})
 
 
@@ -117,7 +118,7 @@ def test_the_group_is_named_by_tag_in_the_boxs_role(training):
     assert tags["llm-tuning-lab:stack"]["PropagateAtLaunch"] is True
 
 
-def test_every_statement_of_the_box_has_a_name(training):
+def test_every_statement_of_the_instance_has_a_name(training):
     assert all(re.fullmatch("[A-Z][A-Za-z]+", sid) for sid in statements(training, "ComputeRole"))
 
 
@@ -145,7 +146,7 @@ def test_instance_volumes_and_interface_carry_the_labs_tags(training):
         assert {"llm-tuning-lab:lab", "llm-tuning-lab:stack"} <= keys
 
 
-def test_a_terminating_box_gets_time_to_drain(training):
+def test_a_terminating_instance_gets_time_to_drain(training):
     training.has_resource_properties(
         "AWS::AutoScaling::LifecycleHook",
         {
@@ -157,7 +158,7 @@ def test_a_terminating_box_gets_time_to_drain(training):
     )
 
 
-def test_the_box_may_write_only_its_own_stacks_runs_and_the_mirror_of_models(training):
+def test_the_instance_may_write_only_its_own_stacks_runs_and_the_mirror_of_models(training):
     writes = {sid: s for sid, s in statements(training, "ComputeRole").items() if "s3:PutObject" in s["Action"]}
     assert set(writes) == {"WritesOwnRuns", "MirrorsModels"}
     mirror = writes["MirrorsModels"]["Resource"]["Fn::Join"][1]
@@ -169,7 +170,7 @@ def test_the_box_may_write_only_its_own_stacks_runs_and_the_mirror_of_models(tra
         assert "AWS::StackId" in text
 
 
-def test_the_box_may_end_only_its_own_group(training):
+def test_the_instance_may_end_only_its_own_group(training):
     statement = statements(training, "ComputeRole")["EndsItself"]
     (key,) = statement["Condition"]["StringEquals"]
     assert key == "aws:ResourceTag/llm-tuning-lab:stack"
@@ -184,7 +185,7 @@ def test_user_data_holds_no_settings_and_fits(training):
     assert re.search("@[A-Z_]{3,}@", text) is None, "an unreplaced placeholder"
 
 
-def test_the_box_fetches_its_host_files_and_may_read_nothing_else_of_the_bootstrap_bucket(training):
+def test_the_instance_fetches_its_host_files_and_may_read_nothing_else_of_the_bootstrap_bucket(training):
     archive = statements(training, "ComputeRole")["ReadsHostFiles"]["Resource"]["Fn::Join"][1]
     (bucket,) = [part["Fn::Sub"] for part in archive if isinstance(part, dict) and "Fn::Sub" in part]
     assert bucket == "cdk-hnb659fds-assets-${AWS::AccountId}-${AWS::Region}"

@@ -41,7 +41,7 @@ def test_a_fenced_attempt_never_writes_an_outcome(case):
 
 
 @given(cases, st.sampled_from([Cause.SIGNAL, Cause.NOTICE, Cause.SCALE_IN]))
-def test_a_box_that_is_taken_away_never_fails_the_run_for_it(case, cause):
+def test_an_instance_that_is_taken_away_never_fails_the_run_for_it(case, cause):
     judged = verdict(**case | {"stop": Stop(cause, "leave")})
     if judged.reason is Reason.FAILED:
         assert case["trainer_exit"] in (TrainerExit.BAD_INPUT, TrainerExit.OUT_OF_MEMORY)

@@ -212,7 +212,8 @@ def test_a_public_bucket_policy(data, principal):
     one_problem(data, "lets everybody into a bucket", training=False)
 
 
-# --- who may end a box ------------------------------------------------------------------------------------------------
+# --- who may end an instance
+# ------------------------------------------------------------------------------------------------
 SUFFIX = {"Fn::Select": [0, {"Fn::Split": ["-", {"Ref": "AWS::StackId"}]}]}
 OWN_GROUP = {"Fn::Join": ["", ["arn:aws:autoscaling:::autoScalingGroup:*:autoScalingGroupName/", {"Ref": "Group"}]]}
 BOUNDED = (

@@ -52,7 +52,7 @@ def hub(monkeypatch):
 
 
 class Box:
-    """A fresh box's cache, and what it does with the model."""
+    """A fresh instance's cache, and what it does with the model."""
 
     def __init__(self, lab, folder):
         self.lab, self.cache = lab, folder / "hub"
@@ -104,7 +104,7 @@ def test_weights_are_taken_once(weights, taken):
     assert needed(weights) == (weights - {"pytorch_model.bin"} if taken is None else taken)
 
 
-def test_the_first_box_takes_it_from_the_hub_and_mirrors_it(hub, lab, box):
+def test_the_first_instance_takes_it_from_the_hub_and_mirrors_it(hub, lab, box):
     first = box()
     first.mirror()
     sha = hub.branches["main"]
@@ -114,7 +114,7 @@ def test_the_first_box_takes_it_from_the_hub_and_mirrors_it(hub, lab, box):
     assert (first.cache / "models--octo--model/refs/main").read_text() == sha
 
 
-def test_the_next_box_takes_it_from_the_mirror(hub, lab, box):
+def test_the_next_instance_takes_it_from_the_mirror(hub, lab, box):
     box().mirror()
     hub.seen.clear()
     second = box()

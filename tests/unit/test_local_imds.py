@@ -1,4 +1,4 @@
-"""The box's metadata service answers IMDSv2 only, as EC2 does; its credentials; and the emulator behind them."""
+"""The instance's metadata service answers IMDSv2 only, as EC2 does; its credentials; and the emulator behind them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_token_is_needed_and_expires() -> None:
     assert get("meta-data/instance-id", token)[0] == 401
 
 
-def test_a_box_keeps_its_credentials_for_an_hour_and_the_emulator_knows_each_of_them() -> None:
+def test_an_instance_keeps_its_credentials_for_an_hour_and_the_emulator_knows_each_of_them() -> None:
     role = "arn:aws:iam::000000000000:role/a/path/box"
     first, again, later = (runner._credentials(role, "i-1", hour) for hour in (1, 1, 2))
     assert first == again

@@ -1,4 +1,4 @@
-"""The networks a box may live in: the dedicated one, given subnets, the default VPC."""
+"""The networks an instance may live in: the dedicated one, given subnets, the default VPC."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""TrainingStack's dashboard, log group and the box's permissions to fill them."""
+"""TrainingStack's dashboard, log group and the instance's permissions to fill them."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def statement(template: Template, sid: str) -> dict:
     return found
 
 
-def test_the_dashboard_shows_every_metric_the_box_publishes_under_the_stacks_name(template):
+def test_the_dashboard_shows_every_metric_the_instance_publishes_under_the_stacks_name(template):
     shown = {
         metric[1]: metric[:4]
         for widget in dashboard(template)["widgets"]
@@ -70,7 +70,7 @@ def test_log_and_dashboard_have_no_fixed_name_and_go_with_the_stack(template):
     assert "DashboardName" not in only(template, "AWS::CloudWatch::Dashboard")["Properties"]
 
 
-def test_the_box_writes_one_log_group_and_one_namespace(template):
+def test_the_instance_writes_one_log_group_and_one_namespace(template):
     name, _ = training_log(template)
     log = statement(template, "WritesTrainingLog")
     assert log["Action"] == ["logs:CreateLogStream", "logs:PutLogEvents"], "never logs:CreateLogGroup"

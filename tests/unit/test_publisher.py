@@ -1,4 +1,4 @@
-"""Publishing in the background: it survives a lost S3 and keeps what a next box needs."""
+"""Publishing in the background: it survives a lost S3 and keeps what a next instance needs."""
 
 import hashlib
 import threading

@@ -61,7 +61,7 @@ def test_the_first_step_of_the_attempt_is_timed_apart(phase, step, resumed, time
 
 
 @given(st.lists(st.floats(0.1, 1e4), min_size=1))
-def test_what_the_box_says_itself_leaves_no_gap(lengths):
+def test_what_the_instance_says_itself_leaves_no_gap(lengths):
     timeline, now = Timeline(0.0), 0.0
     for number, length in enumerate(lengths):
         timeline.enter(f"phase-{number}", now)

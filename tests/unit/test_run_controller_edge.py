@@ -23,7 +23,7 @@ def aws(monkeypatch):
     return fakes
 
 
-def test_create_freezes_the_run_arms_killer_3_and_asks_for_one_box(aws):
+def test_create_freezes_the_run_arms_killer_3_and_asks_for_one_instance(aws):
     run_id = serve()
     assert run_id == "run-1a2b3c4d-1"
     run = aws.s3.json(f"runs/{run_id}/run.json")
@@ -76,7 +76,7 @@ def test_overdue_without_an_outcome_means_expired(aws):
     assert aws.s3.json("runs/run-1a2b3c4d-1/outcome.json")["reason"] == "expired"
 
 
-def test_the_next_run_takes_the_place_of_a_box_kept_for_review(aws):
+def test_the_next_run_takes_the_place_of_an_instance_kept_for_review(aws):
     serve()
     aws.s3.objects["runs/run-1a2b3c4d-1/outcome.json"] = b'{"reason": "succeeded"}'
     aws.autoscaling.group["Instances"] = [{"InstanceId": "i-kept"}]
@@ -85,7 +85,7 @@ def test_the_next_run_takes_the_place_of_a_box_kept_for_review(aws):
     assert aws.autoscaling.group["DesiredCapacity"] == 1
 
 
-def test_a_second_delivery_leaves_the_runs_own_box_alone(aws):
+def test_a_second_delivery_leaves_the_runs_own_instance_alone(aws):
     serve()
     aws.autoscaling.group["Instances"] = [{"InstanceId": "i-own"}]
     serve()
@@ -115,7 +115,7 @@ def test_new_limits_reach_the_run_and_killer_3_and_nothing_else(aws):
     assert aws.autoscaling.group["DesiredCapacity"] == 1
     held = in_force(Run.parse(frozen), read_control(Store(aws.s3, "out"), contract.RunKeys(run_id)))
     assert (held.deadline, held.auto_shutdown) == (deadline, False)
-    # A stop that follows keeps them: the box still needs its deadline.
+    # A stop that follows keeps them: the instance still needs its deadline.
     serve("Delete", longer, "request-3", remaining_ms=60_100)
     assert set(aws.s3.json(f"runs/{run_id}/control.json")) == {"limits", "schema", "stop"}
 

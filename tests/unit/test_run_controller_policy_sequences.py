@@ -1,4 +1,4 @@
-"""The run controller through whatever CloudFormation may ask, twice or late, and whatever may become of the box.
+"""The run controller through whatever CloudFormation may ask, twice or late, and whatever may become of the instance.
 
 Policy, edge and handler are the real ones; AWS is in memory. The machine plays CloudFormation: an update that fails, or
 is followed by the failure of another resource, is rolled back; a create that fails is deleted.
@@ -35,7 +35,7 @@ SPECS = st.sampled_from(
 class Context:
     @staticmethod
     def get_remaining_time_in_millis():
-        return 60_001  # no time to wait for a box
+        return 60_001  # no time to wait for an instance
 
 
 class Stack(RuleBasedStateMachine):
@@ -71,7 +71,7 @@ class Stack(RuleBasedStateMachine):
 
     @property
     def active(self):
-        """The run that has, or is to have, a box."""
+        """The run that has, or is to have, an instance."""
         wanted = self.aws.autoscaling.group["DesiredCapacity"] > 0
         return self.pointer if wanted and self.pointer and not self.ended(self.pointer) else None
 
@@ -161,7 +161,8 @@ class Stack(RuleBasedStateMachine):
     def runs(self):
         return [key for key in self.aws.s3.objects if key.endswith("/run.json")]
 
-    # --- the box ------------------------------------------------------------------------------------------------------
+    # --- the instance
+    # ------------------------------------------------------------------------------------------------------
     @precondition(lambda self: self.aws.autoscaling.group["DesiredCapacity"] > 0)
     @rule()
     def box_comes(self):

@@ -135,7 +135,7 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(hub, aws, secret, tmp_path):
 
 
 # --- the template -----------------------------------------------------------------------------------------------------
-def test_the_box_may_read_the_token_it_uses_and_the_template_knows_only_where_it_lies():
+def test_the_instance_may_read_the_token_it_uses_and_the_template_knows_only_where_it_lies():
     template = training_template()
     name = "/llm-tuning-lab/default/DataStack/HuggingFaceTokenSecretArn"
     (parameter,) = (key for key, value in template.find_parameters("*").items() if value.get("Default") == name)

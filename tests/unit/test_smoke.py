@@ -127,7 +127,7 @@ def test_everything_with_the_labs_tag_counts_but_what_is_only_remembered():
     assert found.filters["get_resources"] == [{"Key": contract.LAB_TAG, "Values": ["smoke"]}]
 
 
-def test_what_a_box_leaves_is_found_by_its_stacks_tag():
+def test_what_an_instance_leaves_is_found_by_its_stacks_tag():
     found = Account(volumes=["vol-1"], interfaces=["eni-1"])
     assert account.of_instance(found, "12345678") == {"vol-1", "eni-1"}
     assert found.filters["describe_volumes"] == [{"Name": f"tag:{contract.STACK_TAG}", "Values": ["12345678"]}]

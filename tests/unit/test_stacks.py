@@ -1,4 +1,4 @@
-"""TrainingStack's template, one assertion for each promise of box and run; and what holds for both templates."""
+"""TrainingStack's template, one assertion for each promise of instance and run; and what holds for both templates."""
 
 import json
 import os

@@ -155,7 +155,7 @@ def test_resume_shows_what_goes_on_and_deploys_it_with_further_context(store, cd
     assert "LLM_TRAINING__MAX_STEPS=100" in result.stdout
 
 
-def test_resume_looks_for_the_checkpoint_where_the_box_will(store, cdk, tmp_path):
+def test_resume_looks_for_the_checkpoint_where_the_instance_will(store, cdk, tmp_path):
     end(store, Reason.STOPPED)
     publish(store, tmp_path, RUN, 5)
     put_run(store, NEXT, resume=RUN)

@@ -12,7 +12,7 @@ from training_image.storage.checkpoints import fetch_newest, published
 
 
 def verified_step(lab):
-    """The step of the checkpoint that a next box would resume from."""
+    """The step of the checkpoint that a next instance would resume from."""
     resume = fetch_newest(lab.store, lab.keys, settings_digest(SETTINGS), lab.folder / "verified")
     return resume.manifest.step if resume.manifest else None
 
@@ -161,7 +161,7 @@ def test_a_stop_while_the_result_is_being_uploaded_lets_it_be_finished(lab):
         ("autoscaling/target-lifecycle-state", "Terminated"),
     ],
 )
-def test_a_box_that_is_taken_away_leaves_a_verified_checkpoint(lab, path, value):
+def test_an_instance_that_is_taken_away_leaves_a_verified_checkpoint(lab, path, value):
     lab.start_run("hold=3")
     box = lab.holding(3)
     lab.imds.metadata[path] = value
@@ -197,7 +197,7 @@ def test_a_scale_in_that_comes_with_a_stop_request_ends_the_run(lab):
     assert verified_step(lab) == 3
 
 
-def test_a_stop_request_before_the_box_began_claims_nothing(lab):
+def test_a_stop_request_before_the_instance_began_claims_nothing(lab):
     lab.start_run()
     lab.stop_by_control()
     assert lab.run_box() == SupervisorExit.RUN_ENDED
@@ -256,7 +256,7 @@ def test_a_deadline_brought_forward_while_it_trains_is_obeyed(lab):
     assert verified_step(lab) == 3
 
 
-def test_a_deadline_put_off_before_this_box_began_is_obeyed(lab):
+def test_a_deadline_put_off_before_this_instance_began_is_obeyed(lab):
     lab.start_run(deadline=datetime.now(UTC).isoformat())
     later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     lab.store.put_json(lab.keys.control, {"limits": {"deadline": later}})

@@ -49,7 +49,7 @@ def test_a_whole_run_leaves_adapter_metrics_and_marker(finished):
     assert (finished.checkpoints / f"checkpoint-{STEPS}" / COMPLETE_MARKER).exists()
 
 
-def test_the_adapter_names_no_path_of_the_box(finished):
+def test_the_adapter_names_no_path_of_the_instance(finished):
     config = json.loads((finished.adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "s3://bucket/model/"
     card = (finished.adapter / "README.md").read_text()
@@ -78,7 +78,7 @@ def test_a_stopped_run_resumes_to_the_same_adapter_bit_for_bit(step, tmp_path, b
     first_attempt = steps(work)
     work.stop.unlink()
     shutil.move(checkpoint, work.resume)
-    (work.metrics / "steps.jsonl").unlink()  # another box: what the lost one logged is where its checkpoint is
+    (work.metrics / "steps.jsonl").unlink()  # another instance: what the lost one logged is where its checkpoint is
 
     assert run(work) == TrainerExit.DONE
     final, whole = (json.loads(item.final.read_text()) for item in (work, finished))
