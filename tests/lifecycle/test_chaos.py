@@ -9,7 +9,6 @@ import pytest
 from lab.chaos import sample
 from lab.chaos.chaos import Options, chaos
 from lab.chaos.plan import Kind
-from tests.support.cores import one_core
 
 ROOT = Path(__file__).parents[2]
 SEED = 84
@@ -24,8 +23,7 @@ def test_a_run_that_is_disturbed_three_times_ends_with_the_same_adapter(tmp_path
     model = tmp_path / "model"
     sample.save_model(model)
     data = sample.write_data(tmp_path / "train.jsonl")
-    with one_core():
-        report = chaos(Options(ROOT, tmp_path, 1, SEED, model, data, only=KINDS), print)
+    report = chaos(Options(ROOT, tmp_path, 1, SEED, model, data, only=KINDS), print)
     assert report["problems"] == []
     assert report["reference"]["attempts"] == 1
     (run,) = report["runs"]
