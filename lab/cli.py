@@ -196,6 +196,7 @@ def chaos(
     from lab.chaos import chaos as series
     from lab.chaos import sample
     from lab.operator.cdk import CdkError
+    from lab.operator.follow import RunStalledError
 
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         folder = Path(name)
@@ -215,7 +216,7 @@ def chaos(
         )
         try:
             found = series.chaos(options, lambda text: print(text, flush=True))
-        except (CdkError, LocalCloudError, ValueError) as error:
+        except (CdkError, LocalCloudError, RunStalledError, ValueError) as error:
             raise _fail(str(error), 1) from None
     if report is not None:
         report.write_text(json.dumps(found, indent=1) + "\n")

@@ -13,12 +13,14 @@ from typing import Any
 from lab.chaos import observe
 from lab.chaos.plan import ENDS_A_BOX, PHASES, Fault, Kind, plan
 from lab.chaos.strike import Striker, remove_small_disk, small_disk
+from lab.operator import resources
 from lab.operator.cdk import Cdk
-from lab.operator.resources import outputs
+from lab.operator.follow import RunStalledError
 from local_cloud import clock
 from local_cloud.cloud import LocalCloud
 from training_image.config.run_settings import variable
 from training_image.core.contract import DATA_STACK, TRAINING_STACK, Reason, RunKeys
+from training_image.core.records import Outcome, read_outcome
 from training_image.core.store import Store
 from training_image.storage import checkpoints
 
@@ -70,6 +72,7 @@ def chaos(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
 
     Raises:
         CdkError, LocalCloudError: the stage could not be set.
+        RunStalledError: a run did not end.
         ValueError: no such series can be planned.
     """
     cloud = LocalCloud(options.folder)
@@ -198,7 +201,7 @@ class Stage:
         self._ec2 = cloud.client("ec2")
 
     def _outputs(self, stack: str) -> dict[str, str]:
-        return outputs(self._cloud.client("cloudformation"), stack)
+        return resources.outputs(self._cloud.client("cloudformation"), stack)
 
     def run(self, number: int, faults: tuple[Fault, ...]) -> dict[str, Any]:
         """One run from its deploy to its end, with ``faults`` on the way; what became of it."""
@@ -213,10 +216,11 @@ class Stage:
         striker = Striker(self._cloud, self._store, stack["AutoScalingGroupName"])
         struck = [self._strike(striker, keys, fault) for fault in faults]
         striker.end_lasting(at_once=False)
-        self._until(lambda: self._outcome(keys) is not None)
-        self._until(lambda: not self._live())
+        self._until(lambda: self._outcome(keys) is not None and not self._live())
+        outcome = self._outcome(keys)
+        if outcome is None or self._live():  # the next run would be started beside its instance
+            raise RunStalledError(f"Run {keys.run_id} and its instance did not end within {REACH_SECONDS:.0f} s.")
         found = observe.attempts(self._store, keys, self._cloud.state / "boxes")
-        outcome = self._outcome(keys) or {"reason": None, "detail": f"no end within {REACH_SECONDS:.0f} s"}
         lines = (self._store.read(keys.metrics + "steps.jsonl") or b"").decode().splitlines()
         for box in self._cloud.boxes():
             shutil.rmtree(box, ignore_errors=True)
@@ -224,16 +228,16 @@ class Stage:
             "number": number,
             "run_id": keys.run_id,
             "faults": struck,
-            "outcome": outcome["reason"],
-            "detail": outcome["detail"],
+            "outcome": outcome.reason,
+            "detail": outcome.detail,
             "attempts": len(found),
-            "ended_by_attempt": outcome.get("attempts"),
+            "ended_by_attempt": outcome.attempts,
             "boxes": [{"number": attempt.number, "instance": attempt.instance} for attempt in found],
             "resumed_steps": [attempt.resumed_from for attempt in found[1:]],
             "repeated_steps": observe.repeated(found),
             "uploading": [asdict(waiting) if waiting else None for waiting in observe.uploading(found)],
-            "lost_steps": observe.gaps([json.loads(line)["step"] for line in lines], outcome.get("step") or 0),
-            "adapter_sha256": outcome.get("adapter_sha256"),
+            "lost_steps": observe.gaps([json.loads(line)["step"] for line in lines], outcome.step or 0),
+            "adapter_sha256": outcome.adapter_sha256,
             "seconds": round(time.monotonic() - began, 1),
         }
 
@@ -254,12 +258,16 @@ class Stage:
             return said
         status = observe.status(box)
         said.update(instance=box.name, step=status.get("step"), phase=status.get("phase") or "booting")
+        before = self._durable_step(keys)
         said["struck"] = striker.strike(fault.kind, box.name, keys)
         if said["struck"] and fault.kind in ENDS_A_BOX:  # the next fault is for the instance that comes after
             self._until(lambda: box.name not in self._live() or self._outcome(keys) is not None)
-            durable = checkpoints.published(self._store, keys)
-            said["durable_step"] = max((item.step for item in durable), default=0)
+            # Beside its successor an instance may still publish what comes too late for that one to resume from.
+            said["durable_step"] = before if fault.kind is Kind.TWO_BOXES else self._durable_step(keys)
         return said
+
+    def _durable_step(self, keys: RunKeys) -> int:
+        return max((item.step for item in checkpoints.published(self._store, keys)), default=0)
 
     def _box_at(self, fault: Fault) -> Path | None:
         """The live instance whose trainer is where the fault wants it."""
@@ -277,15 +285,10 @@ class Stage:
         return None
 
     def _live(self) -> list[str]:
-        found = self._ec2.describe_instances()["Reservations"]
-        instances = [instance for reservation in found for instance in reservation["Instances"]]
-        return [
-            item["InstanceId"] for item in instances if item["State"]["Name"] in ("pending", "running", "shutting-down")
-        ]
+        return resources.live_instances(self._ec2)
 
-    def _outcome(self, keys: RunKeys) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = self._store.read_json(keys.outcome)
-        return found
+    def _outcome(self, keys: RunKeys) -> Outcome | None:
+        return read_outcome(self._store, keys)
 
     @staticmethod
     def _until(condition: Callable[[], bool], poll_seconds: float = 0.5) -> None:

@@ -6,11 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from datetime import datetime
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
+from training_image.core.codec import moment
 from training_image.core.contract import COMPLETE_MARKER, RunKeys, WorkDir
+from training_image.core.records import Claim
 from training_image.core.store import Store
 from training_image.storage import checkpoints
 
@@ -37,7 +40,8 @@ class Attempt:
     resumed_from: int
     """0: from the beginning."""
     reached: int
-    """Last step that its trainer finished; 0: none."""
+    """Last step that its trainer finished before the next attempt's claim; 0: none. An instance that has not noticed yet
+    that it has a successor trains on for some seconds: that work is lost to fencing, not for lack of a checkpoint."""
     waiting: tuple[Waiting, ...] = ()
     """Whole checkpoints on its disk, oldest first. What is in S3 is deleted there soon; the others stay."""
 
@@ -57,13 +61,16 @@ def status(box: Path) -> dict[str, Any]:
 
 def attempts(store: Store, keys: RunKeys, boxes: Path) -> list[Attempt]:
     """All attempts of the run, in order."""
+    claims = []
+    while body := store.read(keys.claim(len(claims) + 1)):
+        claims.append(Claim.parse(body))
     found = []
-    number = 1
-    while claim := store.read_json(keys.attempt(number) + "claim.json"):
-        work = work_dir(boxes / claim["instance_id"])
-        waiting = tuple(_waiting(work))
-        found.append(Attempt(number, claim["instance_id"], _resumed_from(work), _reached(work), waiting))
-        number += 1
+    for number, (claim, successor) in enumerate(zip_longest(claims, claims[1:]), 1):
+        work = work_dir(boxes / str(claim.instance_id))
+        reached = _reached(work, successor.at if successor else None)
+        found.append(
+            Attempt(number, str(claim.instance_id), _resumed_from(work), reached, tuple(_waiting(work, reached)))
+        )
     return found
 
 
@@ -74,16 +81,17 @@ def _resumed_from(work: WorkDir) -> int:
         return 0
 
 
-def _reached(work: WorkDir) -> int:
-    return max((line["step"] for line in logged(work.metrics / "steps.jsonl")), default=0)
+def _reached(work: WorkDir, until: datetime | None) -> int:
+    lines = logged(work.metrics / "steps.jsonl")
+    return max((line["step"] for line in lines if until is None or (moment(line["at"]) or until) < until), default=0)
 
 
-def _waiting(work: WorkDir) -> Iterator[Waiting]:
+def _waiting(work: WorkDir, reached: int) -> Iterator[Waiting]:
     steps_file = work.metrics / "steps.jsonl"
     for step, path in sorted(checkpoints.complete_checkpoints(work.checkpoints).items()):
         saved, last = (path / COMPLETE_MARKER).stat().st_mtime, steps_file.stat().st_mtime
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        yield Waiting(step, max(0, _reached(work) - step), round(max(0.0, last - saved), 1), size)
+        yield Waiting(step, max(0, reached - step), round(max(0.0, last - saved), 1), size)
 
 
 def logged(path: Path) -> list[dict[str, Any]]:

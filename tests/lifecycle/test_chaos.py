@@ -9,6 +9,7 @@ import pytest
 from lab.chaos import sample
 from lab.chaos.chaos import Options, chaos
 from lab.chaos.plan import Kind
+from tests.support.cores import one_core
 
 ROOT = Path(__file__).parents[2]
 SEED = 84
@@ -23,7 +24,8 @@ def test_a_run_that_is_disturbed_three_times_ends_with_the_same_adapter(tmp_path
     model = tmp_path / "model"
     sample.save_model(model)
     data = sample.write_data(tmp_path / "train.jsonl")
-    report = chaos(Options(ROOT, tmp_path, 1, SEED, model, data, only=KINDS), print)
+    with one_core():
+        report = chaos(Options(ROOT, tmp_path, 1, SEED, model, data, only=KINDS), print)
     assert report["problems"] == []
     assert report["reference"]["attempts"] == 1
     (run,) = report["runs"]

@@ -300,7 +300,7 @@ def test_a_broken_guard_is_an_error_annotation_and_no_exception():
     )
     guards.synth(app, training=training)
     text = "".join(path.read_text() for path in metadata(app))
-    assert "Guard: NetworkBox" in text
+    assert "Guard: NetworkInstance" in text
     assert '"aws:cdk:error"' in text
 
 

@@ -11,6 +11,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
+from tests.support.runs import run_json
 from tests.support.stacks import only, training_template
 from training_image.core.contract import TrainerExit, WorkDir
 from training_image.storage.secrets import read_secret
@@ -99,9 +100,7 @@ def train(folder, hub_address, secret):
     work = WorkDir(folder / "work")
     work.data.mkdir(parents=True)
     (work.data / "train.jsonl").write_text("".join(f'{{"prompt": "{n}", "completion": "b"}}\n' for n in range(9)))
-    work.run.write_text(
-        json.dumps({"run_id": "r", "run_name": "r", "settings": SETTINGS, "secrets": {"hugging_face": secret}})
-    )
+    work.run.write_text(json.dumps(run_json(settings=SETTINGS, secrets={"hugging_face": secret})))
     home = folder / "home"
     home.mkdir()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "LLM_"))}
