@@ -11,7 +11,7 @@ venv=.lab/checkov-$version
 }
 templates=$(mktemp -d)
 trap 'rm -rf "$templates"' EXIT
-.venv/bin/python tests/support/whole_app.py "$templates"
+.venv/bin/python -m tests.support.whole_app "$templates"
 # A key of Prisma Cloud would add severities; without one every failed check counts, and nothing is asked over the net.
 BC_API_KEY='' "$venv/bin/checkov" --directory "$templates" --framework cloudformation --compact --quiet \
   --skip-download --skip-resources-without-violations
