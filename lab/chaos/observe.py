@@ -40,8 +40,8 @@ class Attempt:
     resumed_from: int
     """0: from the beginning."""
     reached: int
-    """Last step that its trainer finished before the next attempt's claim; 0: none. An instance that has not yet noticed
-    its successor trains on for some seconds: that work is lost to fencing, not for lack of a checkpoint."""
+    """Last step that its trainer finished before the next attempt's claim; 0: none. Until it notices its successor, an
+    instance trains on for some seconds: that work is lost to fencing, not for lack of a checkpoint."""
     waiting: tuple[Waiting, ...] = ()
     """Whole checkpoints on its disk, oldest first. What is in S3 is deleted there soon; the others stay."""
 
