@@ -28,6 +28,7 @@ from botocore.config import Config
 
 from local_cloud import docker_engine, faults, processes
 from local_cloud.docker import STATE_VARIABLE
+from training_image.core.errors import UserError
 
 ACCOUNT, REGION = "000000000000", "us-east-1"
 SHIMS = Path(__file__).parent / "shims"
@@ -38,7 +39,7 @@ START_SECONDS = 60
 STOP_SECONDS = 20
 
 
-class LocalCloudError(RuntimeError):
+class LocalCloudError(UserError):
     """One sentence for the operator."""
 
 

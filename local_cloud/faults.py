@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from local_cloud import clock
+from training_image.core.errors import UserError
 
 if TYPE_CHECKING:  # the client's side has no emulator
     from local_cloud.autoscaling import Engine
@@ -32,7 +33,7 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-class UnknownFaultError(ValueError):
+class UnknownFaultError(UserError):
     """What was asked for does not exist; one sentence."""
 
 

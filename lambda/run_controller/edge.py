@@ -23,7 +23,6 @@ from training_image.core.mail import Mail, sns_client
 from training_image.core.records import (
     Control,
     LimitChange,
-    NewerSchemaError,
     Run,
     StopRequest,
     in_force,
@@ -34,6 +33,7 @@ from training_image.core.records import (
     read_run,
     update_control,
 )
+from training_image.core.schema import NewerSchemaError
 from training_image.core.store import Store, s3_client
 
 ANSWER_RESERVE_SECONDS = 60
@@ -253,11 +253,14 @@ class Controller:
         return run
 
     def _announce(self, run_id: str, notice: Callable[[], notices.Notice]) -> None:
-        """An e-mail that cannot be written or sent must not fail a request."""
-        try:
-            Mail(self._store, sns_client(), self.spec["alert_topic"], run_id).announce(notice())
-        except Exception as error:
-            print(f"no e-mail about run {run_id}: {error!r}")
+        """An e-mail that cannot be written or sent must not fail a request. It is tried twice, because a stack that is
+        being deleted leaves no function that would send it later."""
+        mail = Mail(self._store, sns_client(), self.spec["alert_topic"], run_id)
+        for send in (lambda: mail.announce(notice()), mail.send_overdue):
+            try:
+                send()
+            except Exception as error:
+                print(f"no e-mail about run {run_id}: {error!r}")
 
     def _closed(self, run: Run) -> bool:
         """Whether a run without an outcome can no longer get one; if so, write it."""

@@ -62,7 +62,9 @@ class FakeS3:
         if Delimiter:
             folders = {Prefix + key.removeprefix(Prefix).split(Delimiter)[0] + Delimiter for key in found}
             return [{"CommonPrefixes": [{"Prefix": folder} for folder in sorted(folders)]}]
-        return [{"Contents": [{"Key": key, "Size": 1, "LastModified": datetime.now(UTC)} for key in found]}]
+        return [
+            {"Contents": [{"Key": key, "Size": 1, "LastModified": datetime.now(UTC), "ETag": "e"} for key in found]}
+        ]
 
     def put_object(self, Bucket, Key, Body, IfNoneMatch=None, IfMatch=None):
         if IfNoneMatch and Key in self.objects:
@@ -114,6 +116,7 @@ class Fakes:
         self.s3, self.autoscaling, self.status = FakeS3(), FakeAutoScaling(), "UPDATE_IN_PROGRESS"
         self.mails: list[str] = []
         self.bodies: list[str] = []
+        self.refused_mails = 0
         self.tags = ["v1"]  # of the one image
         self.ecr_fails = False
 
@@ -125,6 +128,9 @@ class Fakes:
 
     def publish(self, TopicArn, Subject, Message):
         assert TopicArn == SPEC["alert_topic"]
+        if self.refused_mails:
+            self.refused_mails -= 1
+            raise refused("Throttled")
         self.mails.append(Subject)
         self.bodies.append(Message)
 

@@ -19,7 +19,6 @@ from training_image.core.records import (
     Event,
     Heartbeat,
     LimitChange,
-    NewerSchemaError,
     Outcome,
     Run,
     Sent,
@@ -33,6 +32,7 @@ from training_image.core.records import (
     read_run,
     update_control,
 )
+from training_image.core.schema import NewerSchemaError
 
 KEYS = RunKeys("run-1a2b3c4d-1")
 KINDS = (Run, Control, Outcome, Heartbeat, Status, Claim, Event)
@@ -67,8 +67,8 @@ written = st.one_of(
     ),
     st.builds(Outcome, st.sampled_from(Reason), st.none() | texts, st.sampled_from(Actor), moments, counts, counts),
     st.builds(
-        Heartbeat, st.sampled_from(State), counts, st.sampled_from(Phase), counts, counts, numbers, numbers, numbers,
-        counts, counts, st.none() | texts, moments,
+        Heartbeat, st.sampled_from(Phase), counts, counts, numbers, numbers, numbers, moments, st.sampled_from(State),
+        counts, counts, counts, st.none() | texts,
     ),
     st.builds(Status, st.sampled_from(Phase), counts, counts, numbers, numbers, numbers, moments),
     st.builds(Claim, st.none() | texts, moments, texts),

@@ -11,6 +11,7 @@ from botocore.exceptions import ClientError
 
 from tests.support.controller import SPEC, Fakes, refused, serve
 from training_image.core import contract
+from training_image.core.errors import UserError
 from training_image.core.records import Run, in_force, read_control
 from training_image.core.store import Store
 
@@ -327,3 +328,33 @@ def test_it_answers_even_if_its_own_code_cannot_be_imported(kind, status, monkey
     event = {"RequestType": kind, "StackId": "s", "RequestId": "r", "LogicalResourceId": "l"}
     index.handler({**event, "ResponseURL": "https://answer.invalid/"}, Context)
     assert [(answer["Status"], answer["PhysicalResourceId"]) for answer in answers] == [(status, "training-run")]
+
+
+def test_an_email_that_is_refused_once_is_sent_all_the_same_and_once(aws):
+    aws.refused_mails = 1
+    run_id = serve()
+    assert aws.mails == [f"TrainingStack: run {run_id} has started"]
+    assert aws.s3.json(contract.RunKeys(run_id).event("started"))["sent"] == "sent"
+
+
+def test_an_email_that_stays_refused_fails_no_request_and_is_left_to_be_sent(aws):
+    aws.refused_mails = 2
+    run_id = serve()
+    assert aws.mails == []
+    assert aws.s3.json(contract.RunKeys(run_id).event("started"))["sent"] == "failed"
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"schema": 99}', b'{"run_id": 1}'])
+def test_a_delete_ends_the_instance_of_a_run_whose_record_cannot_be_understood(aws, body):
+    run_id = serve()
+    aws.autoscaling.group["Instances"] = [{"InstanceId": "i-1"}]
+    aws.s3.objects[contract.RunKeys(run_id).run] = body
+    serve("Delete", request_id="request-2")
+    assert (aws.autoscaling.group["DesiredCapacity"], aws.autoscaling.group["Instances"]) == (0, [])
+
+
+def test_a_deploy_over_a_run_whose_record_cannot_be_understood_says_so(aws):
+    run_id = serve()
+    aws.s3.objects[contract.RunKeys(run_id).run] = b'{"schema": 99}'
+    with pytest.raises(UserError, match=r"run\.json has schema 99.*use a newer version"):
+        serve("Update", {**SPEC, "max_attempts": 3}, "request-2", old=SPEC)

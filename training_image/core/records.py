@@ -11,54 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol
 
 from training_image.core.codec import Record, UnreadableError
 from training_image.core.contract import SCHEMA_VERSION, Actor, Phase, Reason, RunKeys, State
-
-
-class NewerSchemaError(UnreadableError):
-    """Written by a version of this product that is newer than the one that reads."""
+from training_image.core.schema import NewerSchemaError, Versioned
 
 
 def now() -> datetime:
     """The time as records carry it: UTC, whole seconds."""
     return datetime.now(UTC).replace(microsecond=0)
-
-
-@dataclass(frozen=True)
-class Versioned(Record):
-    """A record that says by which schema it was written; without a word it is the first.
-
-    Raises (``read``):
-        NewerSchemaError: it is of a later schema than this version knows.
-        UnreadableError: it is of none, or not such a record.
-    """
-
-    @classmethod
-    def read(cls, value: object) -> Self:
-        if not isinstance(value, dict):
-            return super().read(value)
-        schema = value.get("schema", 1)
-        if type(schema) is not int or schema < 1:
-            raise UnreadableError(f"{cls.NAME} is unreadable: schema is {schema!r}, not a number from 1 on")
-        if schema > SCHEMA_VERSION:
-            raise NewerSchemaError(
-                f"{cls.NAME} has schema {schema}, and this version of the lab reads up to {SCHEMA_VERSION}: use a "
-                "newer version (git pull, make setup), or an image as new as the stack"
-            )
-        migrated = dict(value)
-        for older in range(schema, SCHEMA_VERSION):
-            migrated = _MIGRATIONS[older](migrated)
-        return super().read(migrated)
-
-
-def _from_1(record: dict[str, Any]) -> dict[str, Any]:
-    """Schema 1 called the instance a box."""
-    return {**record, "schema": 2} | ({"by": Actor.INSTANCE} if record.get("by") == "box" else {})
-
-
-_MIGRATIONS = {1: _from_1}
 
 
 @dataclass(frozen=True)
@@ -223,10 +185,9 @@ def outcome_now(reason: Reason, detail: str, by: Actor, **known: Any) -> Outcome
 
 
 @dataclass(frozen=True)
-class Status(Record):
-    """``status.json``: the trainer's own word to the supervisor. See ``WorkDir.status``."""
+class Progress(Record):
+    """How far a training has come."""
 
-    NAME: ClassVar[str] = "status.json"
     LENIENT: ClassVar[bool] = True
 
     phase: Phase | None = None
@@ -241,29 +202,28 @@ class Status(Record):
 
 
 @dataclass(frozen=True)
-class Heartbeat(Record):
+class Status(Progress):
+    """``status.json``: the trainer's own word to the supervisor. See ``WorkDir.status``."""
+
+    NAME: ClassVar[str] = "status.json"
+
+
+@dataclass(frozen=True)
+class Heartbeat(Progress):
     """``heartbeat.json``: an attempt's word to everybody, every few seconds.
 
-    Without a schema of its own: an instance whose heartbeat an older function does not understand in full is alive all
+    It has no schema of its own: an instance whose heartbeat an older function does not understand in full is alive all
     the same, and must not be ended for it.
     """
 
     NAME: ClassVar[str] = "heartbeat.json"
-    LENIENT: ClassVar[bool] = True
 
     state: State | None = None
     attempt: int | None = None
-    phase: Phase | None = None
-    step: int | None = None
-    total_steps: int | None = None
-    loss: float | None = None
-    tokens_per_second: float | None = None
-    eta_seconds: float | None = None
     durable_step: int | None = None
     """Of the newest checkpoint that is in S3."""
     resumed_from_step: int | None = None
     instance_id: str | None = None
-    at: datetime | None = None
 
 
 @dataclass(frozen=True)

@@ -172,18 +172,12 @@ class Reporter:
             return  # close() has said the last word
         status = read_status(self._work)
         beat = Heartbeat(
+            **{**vars(status), "phase": self._current_phase(), "at": now()},
             state=state,
             attempt=self._attempt,
-            phase=self._current_phase(),
-            step=status.step,
-            total_steps=status.total_steps,
-            loss=status.loss,
-            tokens_per_second=status.tokens_per_second,
-            eta_seconds=status.eta_seconds,
             durable_step=self._durable_step(),
             resumed_from_step=self.resumed_from_step,
             instance_id=self._instance_id,
-            at=now(),
         )
         self._store.put_json(self._keys.heartbeat, beat.to_json())
 
