@@ -20,10 +20,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from runs import run_json
 from s3_on_disk import S3, environment, put_json
 
 ROOT = Path(__file__).parents[1]
@@ -139,16 +140,8 @@ def measure_notice(server: S3, folder: Path) -> dict[str, Any]:
 
     folder.mkdir()
     bucket, run_id = "bench-notice", "bench"
-    run = {
-        "run_id": run_id,
-        "deadline": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
-        "max_attempts": 1,
-        "gpus": 0,
-        "data_uri": f"s3://{bucket}/data/",
-        "settings": SETTINGS,
-        "settings_sha256": "s",
-        "training_command": child("holder", folder / "work"),
-    }
+    holder = tuple(child("holder", folder / "work"))
+    run = run_json(SETTINGS, run_id=run_id, data_uri=f"s3://{bucket}/data/", training_command=holder)
     put_json(server, f"{bucket}/runs/{run_id}/run.json", run)
     put_json(server, f"{bucket}/data/train.jsonl", {"prompt": "a", "completion": "b"})
     put_json(server, "bucket/model/config.json", {})

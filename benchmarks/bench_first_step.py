@@ -17,16 +17,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
+from benchmarks.runs import run_json  # noqa: E402
 from benchmarks.s3_on_disk import S3, environment, put_json  # noqa: E402
 from lab.demo import base_model  # noqa: E402
-from training_image.core.contract import RunKeys, WorkDir, settings_digest  # noqa: E402
+from training_image.core.contract import RunKeys, WorkDir  # noqa: E402
 
 RESULT = Path(__file__).with_name("results") / "first_step.json"
 TARGET_SECONDS = 15.0
@@ -49,9 +49,7 @@ def fill(server: S3, model: Path) -> None:
     data.write_text("".join(f'{{"prompt": "Say {number}", "completion": "{number}"}}\n' for number in range(32)))
     server.store(f"{BUCKET}/data/train.jsonl", [data])
     server.metadata["instance-id"] = "i-0123"
-    run: dict[str, Any] = {"run_id": KEYS.run_id, "run_name": "bench", "max_attempts": 1, "gpus": 0}
-    run |= {"data_uri": f"s3://{BUCKET}/data/", "settings": SETTINGS, "settings_sha256": settings_digest(SETTINGS)}
-    put_json(server, f"{BUCKET}/{KEYS.run}", run | {"deadline": (datetime.now(UTC) + timedelta(hours=1)).isoformat()})
+    put_json(server, f"{BUCKET}/{KEYS.run}", run_json(SETTINGS, run_id=KEYS.run_id))
 
 
 def first_step(model: Path) -> dict[str, float]:

@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
+from benchmarks.runs import run_json  # noqa: E402
 from benchmarks.s3_on_disk import S3, environment  # noqa: E402
 from training_image.core.contract import RunKeys, TrainerExit, WorkDir  # noqa: E402
 
@@ -70,7 +71,7 @@ def measure(server: S3, folder: Path, seconds: float, *, gpu: bool) -> dict[str,
         "evaluation": {"max_new_tokens": 1, "samples": 0},
         "data": {"max_eval_examples": 1},
     }
-    work.run.write_text(json.dumps({"run_id": "bench", "run_name": "bench", "settings": settings}))
+    work.run.write_text(json.dumps(run_json(settings)))
     variables = {"PATH": os.environ["PATH"], "HOME": str(Path.home()), **environment(server)}
     variables |= {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
 

@@ -164,8 +164,7 @@ def demo(
         typer.Option(envvar="ENGINE", help="docker: really build, push, pull and run the image."),
     ] = "process",
 ) -> None:
-    """The whole life cycle, for real: deploy, train a small model, let the instance end itself, destroy. About ten
-    minutes.
+    """The whole life cycle, for real: deploy, train a small model, see the instance end itself, destroy. Ten minutes.
 
     DEMO_STEPS sets the number of training steps; LLM_* variables of your shell reach the trainer. DEMO_FAULT lets one
     thing go wrong: silent-exit-0, no-upload, kill-supervisor or kill-machine.
