@@ -1,4 +1,4 @@
-"""What a request is authorized on, and by which of its fields, where the emulator's IAM says less than AWS's."""
+"""Resource ARNs and condition keys that AWS's IAM checks and the emulator's does not have."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Images of the process engine: a Dockerfile's final stage applied to files, kept as one layer and a config.
 
-RUN is skipped, because the virtual environment stands in for what it would install, and with it ARG and what another
-stage made. Of the rest, what the training image's Dockerfile has is modelled and everything else refused, so that an
-image never silently differs from what Docker would build.
+The virtual environment stands in for installed packages, so RUN, ARG and COPY --from are skipped. Of the rest, what
+the training image's Dockerfile has is modelled and everything else refused, so that an image never silently differs
+from what Docker would build.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-/* Preloaded before libfaketime, whose own clock_nanosleep refuses to sleep until a moment of the monotonic clock when it
-   has been told to leave that clock alone. Python's time.sleep does just that. */
+/* Preloaded before libfaketime: when told to leave the monotonic clock alone, its clock_nanosleep fails for an absolute
+   time of that clock, which Python's time.sleep passes. */
 #include <errno.h>
 #include <sys/syscall.h>
 #include <time.h>

@@ -119,7 +119,7 @@ class TrainingStack(cdk.Stack):
                 "group": compute.group.auto_scaling_group_name,
                 "create_instance": config.create_instance,
                 "new_run": config.new_run,
-                # With what was said in so many words: where that differs from the run's own settings, it is refused.
+                # said: the settings given explicitly. The controller refuses those that differ from the run's.
                 "resume": config.resume
                 and {"run_id": config.resume, "said": settings.model_dump(mode="json", exclude_unset=True)},
                 "use_spot": config.use_spot,

@@ -34,9 +34,6 @@ def acknowledge(construct: IConstruct, reason: str, *findings: str) -> None:
             known = resource.get_metadata("cfn-lint") or {"config": {"ignore_checks": []}, "reasons": {}}
             ignored = [*known["config"]["ignore_checks"], finding]
             reasons = {**known["reasons"], finding: reason}
-            # CDK's own validation knows the same rules and prints what nobody has acknowledged.
-            validated = cdk.Acknowledgment(id=f"CloudFormation-Validate::{finding}", reason=reason)
-            cdk.Validations.of(resource).acknowledge(validated)
             resource.add_metadata("cfn-lint", {"config": {"ignore_checks": ignored}, "reasons": reasons})
             # The CDK runs the same rules, and does not read that metadata.
             acknowledgment = cdk.Acknowledgment(id=f"CloudFormation-Validate::{finding}", reason=reason)

@@ -20,9 +20,9 @@ from training_image.core import contract
 USER_DATA = Path(__file__).with_name("user_data.sh")
 USER_DATA_LIMIT_BYTES = 16 * 1024
 HOST = Path(__file__).with_name("host")
-"""The instance's own files: user data carries what must work without a download, and fetches what is shipped."""
-CARRIED = [path for path in sorted((HOST / "carried").iterdir()) if path.is_file()]
-SHIPPED = HOST / "shipped"
+"""The instance's own files: user data carries what must work without a download, and downloads the rest."""
+IN_USER_DATA = [path for path in sorted((HOST / "in_user_data").iterdir()) if path.is_file()]
+DOWNLOADED = HOST / "downloaded"
 GPU_IMAGE_PARAMETER = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
 """NVIDIA driver, Docker with the NVIDIA runtime, AWS CLI, SSM agent."""
 
@@ -69,7 +69,7 @@ class Compute(Construct):
         self._suffix = stack_suffix
         # Not in the image: an image of last year must still start on a host of today.
         host_files = s3_assets.Asset(
-            self, "HostFiles", path=str(SHIPPED), exclude=["__pycache__"], ignore_mode=cdk.IgnoreMode.GLOB
+            self, "HostFiles", path=str(DOWNLOADED), exclude=["__pycache__"], ignore_mode=cdk.IgnoreMode.GLOB
         )
         self.role = instance_role(
             self,
@@ -238,12 +238,12 @@ def render_user_data(*, outputs_bucket: str, stack_suffix: str, region: str, hos
     Lines that are comments stay here, beside the code: every byte counts against EC2's limit.
 
     Args:
-        host_bucket, host_key: where the archive of the shipped files lies.
+        host_bucket, host_key: where the archive of the downloaded files lies.
 
     Raises:
         ValueError: larger than EC2 accepts.
     """
-    script = USER_DATA.read_text().replace("@CARRIED@\n", "".join(map(_carry, CARRIED)))
+    script = USER_DATA.read_text().replace("@IN_USER_DATA@\n", "".join(map(_carry, IN_USER_DATA)))
     script = re.sub(r"^\s*#(?!!).*\n", "", script, flags=re.MULTILINE)
     if len(script.encode()) > USER_DATA_LIMIT_BYTES - 512:  # room for the values
         raise ValueError(f"{USER_DATA.name} is {len(script.encode())} bytes; EC2 accepts {USER_DATA_LIMIT_BYTES}.")

@@ -64,7 +64,7 @@ class Network(Construct):
             self,
             "Instance",
             group_description="Training instance: outbound only; people come in through Session Manager",
-            # None: the default VPC. The rule is then AWS's own default; named, it would ask for the VPC's id.
+            # None: the default VPC. It has this rule anyway, and stating it would need the VPC's id.
             vpc_id=vpc_id,
             security_group_egress=[everything_out] if vpc_id else None,
         )
@@ -99,8 +99,6 @@ class Network(Construct):
             )
             acknowledge(subnet, PINNED, "W3010")
             acknowledge(subnet, "The public address is the instance's way out; no rule lets anybody in.", "CKV_AWS_130")
-            if not cdk.Token.is_unresolved(zone):
-                acknowledge(subnet, "The operator asked for this zone.", "W3010")
             association = ec2.CfnSubnetRouteTableAssociation(
                 self, f"Public{number}Routes", route_table_id=table.ref, subnet_id=subnet.ref
             )

@@ -34,8 +34,7 @@ class Storage(Construct):
             "Outputs",
             [
                 self._hygiene(noncurrent),
-                # The instance deletes older ones as it goes: half a gigabyte every five minutes is not to be kept as
-                # well.
+                # Deleted ones are kept for a day only, because the instance deletes half a gigabyte every five minutes.
                 s3.LifecycleRule(
                     id="checkpoints",
                     prefix="checkpoints/",

@@ -51,7 +51,7 @@ class TrainingRun(Construct):
         self._allow(made.role, spec, group, repository, run_prefix)
         acknowledge(
             made.function,
-            "CloudFormation calls it once a request and waits for its answer: nothing to limit, no letter to keep.",
+            "CloudFormation calls it and waits for its answer: it needs no concurrency limit and no dead-letter queue.",
             "CKV_AWS_115",
             "CKV_AWS_116",
         )
@@ -68,7 +68,7 @@ class TrainingRun(Construct):
         self.after(made.role, made.log_group)
         acknowledge(
             self.resource.node.default_child or self.resource,
-            "What the spec refers to is named again: deletion last to first must not hang on the spec's text.",
+            "The dependencies are stated again, because the order of deletion must not depend on the spec's text.",
             "W3005",
         )
 

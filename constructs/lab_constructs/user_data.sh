@@ -1,6 +1,6 @@
 #!/bin/bash
 # An instance's first boot, run once by cloud-init as root. It carries only what must work without a download: log, endings,
-# which run, killer 1, scratch and the fetch. The rest of the setup is the files that it fetches: host/shipped.
+# which run, killer 1, scratch and the fetch. The rest of the setup is the files that it fetches: host/downloaded.
 # It holds no settings, only where to look: the stack's pointer names the run, and run.json has everything else.
 # At synth the names between at signs are replaced. Paths take the prefix ${DESTDIR:-}, which is empty on EC2.
 set -Eeuo pipefail
@@ -24,8 +24,8 @@ exec >>"$SETUP_LOG" 2>&1
 echo "setup of stack $STACK began at $(date -u +%FT%TZ)"
 
 # --- how an instance ends: whatever goes wrong below uploads the log and ends the spending ----------------------------
-# At synth the files of host/carried take this line's place, each as it lies there.
-@CARRIED@
+# At synth the files of host/in_user_data take this line's place, each as it lies there.
+@IN_USER_DATA@
 . "$LIB/ending.sh"
 
 setup_failed() { # where

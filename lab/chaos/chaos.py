@@ -43,8 +43,8 @@ _BLURS = {Kind.S3_REFUSES, Kind.S3_DROPS, Kind.S3_SLOW, Kind.KILL_UPLOADING, Kin
 """After these more may be repeated than is promised: no checkpoint could be published, or the newest is gone."""
 UPLOAD_SECONDS = 10.0
 BYTES_PER_SECOND = 10e6
-"""So long a checkpoint of an undisturbed instance waits for S3 at most, and so much longer for its size: the
-publisher looks once a second, and the machine may be busy."""
+"""A checkpoint of an undisturbed instance may take the first, and its size over the second, to reach S3: the publisher
+looks once a second, and the machine may be busy."""
 
 
 @dataclass

@@ -162,8 +162,8 @@ class Outputs:
         if outcome := read_outcome(self.results(), RunKeys(run_id)):
             return f"run {run_id} ended as {outcome.reason} ({outcome.sentence})."
         if going:
-            return f"{', '.join(going)} is going, and run {run_id} has not ended: another one follows."
-        return f"run {run_id} waits for an instance, which takes until there is capacity; ask again later."
+            return f"{', '.join(going)} is ending, and run {run_id} goes on with the next instance."
+        return f"run {run_id} waits for capacity; ask again later."
 
 
 def _going(member: dict[str, Any]) -> bool:

@@ -23,8 +23,8 @@ def of_instance(ec2: Any, suffix: str) -> set[str]:
 
 
 def tagged(client: Callable[[str], Any], lab: str) -> set[str]:
-    """Everything with the lab's tag. EC2 is asked itself, for the tagging API remembers what is gone, and of its
-    instances only those count that are not terminated."""
+    """Everything with the lab's tag. EC2 is asked directly, because the tagging API still lists what is gone;
+    terminated instances do not count."""
     ec2 = client("ec2")
     mine = [{"Name": "key", "Values": [contract.LAB_TAG]}, {"Name": "value", "Values": [lab]}]
     pages = ec2.get_paginator("describe_tags").paginate(Filters=mine)

@@ -75,7 +75,7 @@ def cost() -> Cost:
 
 
 def variables(shell: Mapping[str, str], base_model: str | None) -> dict[str, str]:
-    """``LLM_*`` variables for ``cdk deploy``, none of which the shell sets; ``base_model``: of ``MODEL=``, if given."""
+    """``LLM_*`` variables for ``cdk deploy``: defaults where the shell sets none, and ``MODEL=`` over both."""
     chosen = {name: value for name, value in SETTINGS.items() if name not in shell}
     if base_model is not None:
         chosen[variable("model", "base_model")] = base_model

@@ -113,7 +113,7 @@ class Terminator:
             return nothing
 
     def _read_control(self, keys: RunKeys) -> Control:
-        """What cannot be understood holds for nobody: then the run's own limits do."""
+        """If it is unreadable, the limits of run.json apply."""
         try:
             return read_control(self._store, keys)
         except UnreadableError as error:
@@ -125,7 +125,7 @@ class Terminator:
 
     # --- ending -----------------------------------------------------------------------------------------------------
     def _end(self, ending: Ending, facts: Facts) -> list[str]:
-        """Everything is tried, whatever fails before it: what went wrong."""
+        """Tries every step, even after one has failed; returns what went wrong."""
         names = [instance.instance_id for instance in facts.instances]
         steps: list[tuple[str, Callable[[], object]]] = [("capacity 0", self._scale_to_nothing)]
         if names:
@@ -186,7 +186,7 @@ class Terminator:
 
 
 def _try_all(steps: Iterable[tuple[str, Callable[[], object]]]) -> list[str]:
-    """Every step is tried, whatever fails before it: what went wrong."""
+    """Tries every step, even after one has failed; returns what went wrong."""
     failures = []
     for what, step in steps:
         try:

@@ -84,10 +84,10 @@ def decide(facts: Facts) -> Ending | None:
     if facts.control.stop is not None and (stopped := _stopped(facts.control.stop, facts)):
         return stopped
     if silent := [instance for instance in facts.instances if _is_silent(instance, facts)]:
+        minutes = _quiet(silent[0], facts)[1].seconds // 60
         return Ending(
             Reason.FAILED,
-            f"Instance {silent[0].instance_id} has sent no heartbeat for {SILENCE.seconds // 60} minutes: it hangs, or "
-            "its setup did.",
+            f"Instance {silent[0].instance_id} has sent no heartbeat for {minutes} minutes: it or its setup hangs.",
         )
     if facts.launches > (attempts := facts.run.max_attempts):
         return Ending(Reason.FAILED, f"The run has used up {facts.launches} instances; max_attempts is {attempts}.")
@@ -118,7 +118,7 @@ def _after_the_end(facts: Facts, outcome: Outcome, limits: Limits) -> Ending | N
     if not facts.instances and not facts.desired:
         return None
     latest = limits.deadline + DEADLINE_GRACE
-    # An outcome without a time ended nobody knows when: its instance has had its grace.
+    # An outcome without a time may be old, so its instance gets no more time.
     until = (outcome.at or EARLIEST) + END_GRACE if limits.auto_shutdown else latest
     if facts.now <= min(until, latest):
         return None
@@ -126,6 +126,11 @@ def _after_the_end(facts: Facts, outcome: Outcome, limits: Limits) -> Ending | N
 
 
 def _is_silent(instance: Instance, facts: Facts) -> bool:
+    since, bound = _quiet(instance, facts)
+    return facts.now > since + bound
+
+
+def _quiet(instance: Instance, facts: Facts) -> tuple[datetime, timedelta]:
+    """Since when the instance has said nothing, and how long it may."""
     heard = facts.heartbeat.at if facts.heartbeat.instance_id == instance.instance_id else None
-    quiet_since, bound = (instance.launched_at, BOOT_GRACE) if heard is None else (heard, SILENCE)
-    return facts.now > quiet_since + bound
+    return (instance.launched_at, BOOT_GRACE) if heard is None else (heard, SILENCE)

@@ -104,9 +104,11 @@ class Controller:
         self._remaining_ms = remaining_ms
 
     def current(self, request_id: str) -> Current | None:
-        """The run that the pointer names; to a request that is delivered once more after others, the one that it began.
-        A run that lost its group's capacity counts as ended even if no instance could say so; but not the run that
-        this very request has begun to start and has not given its capacity yet."""
+        """The pointer's run; for a late repeat of an older request, the run which that request began.
+
+        A run whose group has neither capacity nor an instance counts as ended, unless this very request is still
+        starting it and has not set the capacity yet.
+        """
         pointer = self._store.read_json(self._pointer)
         if pointer is None:
             return None
@@ -127,7 +129,7 @@ class Controller:
             self._store.put_json(self._pointer, {**pointer, "latest_update": request_id})
 
     def latest_update(self) -> str:
-        """Id of the update before this request; the one that started the run if none was noted since. Empty: none."""
+        """Id of the latest update that was noted, else of the request that started the run; empty if there is none."""
         pointer = self._store.read_json(self._pointer) or {"request_id": ""}
         return str(pointer.get("latest_update", pointer["request_id"]))
 
@@ -275,7 +277,7 @@ class Controller:
         return True
 
     def _control(self, run: Run) -> Control:
-        """What cannot be understood holds for nobody: then the run's own limits do."""
+        """If it is unreadable, the limits of run.json apply."""
         try:
             return read_control(self._store, RunKeys(run.run_id))
         except UnreadableError as error:

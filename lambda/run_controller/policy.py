@@ -99,8 +99,8 @@ def _switched_on(request: Request) -> bool:
 
 
 def _same(wanted: dict[str, Any], has: dict[str, Any]) -> bool:
-    """Whether ``wanted`` asks for the run that ``has`` describes: the same but for limits and for whether an instance
-    is asked for at all. A ``new_run`` or ``resume`` that is no longer given asks for nothing."""
+    """Whether both describe the same run. Not compared are the limits, ``create_instance``, and a ``new_run`` or
+    ``resume`` that ``wanted`` no longer gives."""
     no_longer_given = [name for name in ("new_run", "resume") if wanted.get(name) is None]
     aside = dict.fromkeys(("create_instance", *LIVE_LIMITS, *no_longer_given))
     return settings_digest({**wanted, **aside}) == settings_digest({**has, **aside})

@@ -14,6 +14,7 @@ from lab.demo.fault import FEW_ATTEMPTS, DemoFault, Saboteur
 from lab.operator.follow import Place
 from tests.support.stage import QUICK, SHORT, Stage
 from training_image.core import contract
+from training_image.core.records import read_heartbeat
 from training_image.core.store import Store
 
 pytestmark = pytest.mark.lifecycle
@@ -29,7 +30,7 @@ def test_a_result_that_cannot_be_uploaded_fails_the_run_after_its_attempts(stage
     run_id = stage.deploy(*stage.trainer(QUICK), *saboteur.options, **SHORT)["RunId"]
     outcome = stage.wait("an outcome", lambda: stage.outcome(run_id), run_id)
     stage.wait("the box is gone", lambda: not stage.instances(), run_id)
-    assert (outcome["reason"], outcome["by"], outcome["attempts"]) == ("failed", "box", 2), stage.log(run_id)
+    assert (outcome["reason"], outcome["by"], outcome["attempts"]) == ("failed", "instance", 2), stage.log(run_id)
     assert "The result could not be uploaded" in outcome["detail"]
     assert outcome.get("adapter_sha256") is None
     keys = contract.RunKeys(run_id)
@@ -44,10 +45,10 @@ def test_a_run_whose_first_instance_is_killed_succeeds_by_a_second_one_that_resu
     saboteur.before_the_run()
     outputs = stage.deploy(*stage.trainer(PACED), *saboteur.options, **SHORT)
     run_id = outputs["RunId"]
-    place = Place(stage.bucket, contract.RunKeys(run_id), outputs["AutoScalingGroupName"])
+    place = Place(Store(stage.s3, stage.bucket), contract.RunKeys(run_id), outputs["AutoScalingGroupName"])
 
     def struck() -> bool:
-        saboteur.at(place, stage.heartbeat(run_id))
+        saboteur.at(place, read_heartbeat(place.store, place.keys))
         return saboteur.struck
 
     stage.wait("the kill", struck, run_id)
@@ -56,7 +57,7 @@ def test_a_run_whose_first_instance_is_killed_succeeds_by_a_second_one_that_resu
     assert (outcome["reason"], outcome["attempts"]) == ("succeeded", 2), stage.log(run_id)
     assert stage.heartbeat(run_id)["resumed_from_step"] > 0
     assert outcome["step"] == STEPS
-    lines = (Store(stage.s3, stage.bucket).read(place.keys.metrics + "steps.jsonl") or b"").decode().splitlines()
+    lines = (place.store.read(place.keys.metrics + "steps.jsonl") or b"").decode().splitlines()
     assert gaps([json.loads(line)["step"] for line in lines], STEPS) == 0, "each step stands there once"
     stage.destroy()
     assert stage.stack not in stage.stacks()

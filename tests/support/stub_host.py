@@ -75,7 +75,7 @@ esac
 }
 
 
-def archive(folder: Path = compute.SHIPPED) -> bytes:
+def archive(folder: Path = compute.DOWNLOADED) -> bytes:
     """``folder`` as the CDK publishes it."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:

@@ -18,7 +18,10 @@ from training_image.core import contract
 from training_image.supervisor.reporter import host_phases
 
 FILES = [
-    path for folder in ("carried", "shipped") for path in sorted((compute.HOST / folder).iterdir()) if path.is_file()
+    path
+    for folder in ("in_user_data", "downloaded")
+    for path in sorted((compute.HOST / folder).iterdir())
+    if path.is_file()
 ]
 SHELL = [path for path in FILES if path.suffix == ".sh" or path.read_text().startswith("#!/bin/bash\n")]
 PYTHON = [path for path in FILES if path.suffix == ".py"]
@@ -73,7 +76,7 @@ def test_nothing_is_filled_in(path):
 
 
 def test_a_stop_leaves_time_for_a_checkpoint():
-    unit = (compute.SHIPPED / "training.service").read_text()
+    unit = (compute.DOWNLOADED / "training.service").read_text()
     assert f"ExecStop=docker stop -t {contract.DRAIN_SECONDS} training\n" in unit
     assert int(re.findall("TimeoutStopSec=([0-9]+)", unit)[0]) > contract.DRAIN_SECONDS
 
@@ -132,7 +135,7 @@ def daemon_json(folder: Path, before: str | None) -> dict:
     path = folder / "daemon.json"
     if before is not None:
         path.write_text(before)
-    subprocess.run([sys.executable, compute.SHIPPED / "daemon_json.py", path, "/nvme/docker"], check=True)
+    subprocess.run([sys.executable, compute.DOWNLOADED / "daemon_json.py", path, "/nvme/docker"], check=True)
     return json.loads(path.read_text())
 
 

@@ -179,11 +179,11 @@ def test_the_instance_is_asked_for_live():
 
 
 def test_without_an_instance_the_run_says_why():
-    with pytest.raises(OutputError, match="run run-12345678-1 waits for an instance"):
+    with pytest.raises(OutputError, match="run run-12345678-1 waits for capacity"):
         instance()
     with pytest.raises(OutputError, match=r"ended as succeeded \(10 steps\)"):
         instance(reason="succeeded", detail="10 steps")
-    with pytest.raises(OutputError, match="i-1 is going, and run run-12345678-1 has not ended"):
+    with pytest.raises(OutputError, match="i-1 is ending, and run run-12345678-1 goes on"):
         instance(("i-1", "Terminating:Wait"))
     with pytest.raises(OutputError, match="no run was started"):
         instance(run_id="none")

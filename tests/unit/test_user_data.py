@@ -126,9 +126,9 @@ def test_a_failure_of_the_fetched_setup_says_where(host):
 
 
 def test_a_setup_that_is_killed_is_a_failure_too(host, tmp_path):
-    (tmp_path / "shipped").mkdir()
-    (tmp_path / "shipped/setup").write_text("kill -9 $$\n")
-    host.put(ASSETS, ARCHIVE, archive(tmp_path / "shipped"))
+    (tmp_path / "downloaded").mkdir()
+    (tmp_path / "downloaded/setup").write_text("kill -9 $$\n")
+    host.put(ASSETS, ARCHIVE, archive(tmp_path / "downloaded"))
     assert host.boot() == 1
     assert host.outcome()["detail"].startswith("Setup of the instance failed at setup;")
     assert host.ending == END_RUN
@@ -169,7 +169,7 @@ def test_the_outcome_is_the_contracts(host):
 
 
 def test_the_names_are_the_contracts():
-    ending = (compute.HOST / "carried/ending.sh").read_text()
+    ending = (compute.HOST / "in_user_data/ending.sh").read_text()
     assert f"--lifecycle-hook-name {contract.DRAIN_HOOK_NAME} " in ending
     assert set(re.findall(r"runs/\$RUN_ID/([\w./-]+)", RENDERED)) == {
         Path(key).name for key in (KEYS.run, KEYS.control, KEYS.outcome)
@@ -183,7 +183,7 @@ def test_the_names_are_the_contracts():
 def unfinished(host: StubHost) -> StubHost:
     """An instance whose fetch never ended: only what user data carries is there."""
     host.boot()
-    for path in compute.SHIPPED.iterdir():
+    for path in compute.DOWNLOADED.iterdir():
         (host.lib / path.name).unlink(missing_ok=True)
     host.forget()
     return host

@@ -36,7 +36,7 @@ class Record:
     SPARSE: ClassVar[bool] = False
     """What is None is not written: shell code on the instance asks whether a field is there."""
     LENIENT: ClassVar[bool] = False
-    """A report, not an order: a field that is not understood counts as not said, unless there is no default for it."""
+    """For reports, not for orders: a field that cannot be read takes its default, if it has one."""
 
     @classmethod
     def read(cls, value: object) -> Self:

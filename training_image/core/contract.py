@@ -81,6 +81,8 @@ class SupervisorExit(IntEnum):
 
 SCHEMA_VERSION = 2
 """Of run.json, control.json and outcome.json. ``records`` reads older ones too, and refuses newer ones."""
+HEARTBEAT_SECONDS = 5.0
+"""Between heartbeats. The supervisor looks for notices and stops, and sends its log, at the same pace."""
 DRAIN_SECONDS = 110
 """From SIGTERM or notice to the last byte uploaded. Docker's stop timeout; AWS gives two minutes' notice."""
 DEADLINE_MARGIN_SECONDS = 300

@@ -25,7 +25,7 @@ _PLAIN_LORA = {
     "alpha_pattern": {},
     "modules_to_save": None,
 }
-"""What an adapter's config says, if at all, where ``lora.*`` of the settings describes it in full."""
+"""What a plain LoRA adapter's config says, which ``lora.*`` of the settings describes in full; any may be absent."""
 
 
 def run_ids(store: Any) -> list[str]:
@@ -53,8 +53,8 @@ def cannot_continue(run_id: str, run: Run | None, outcome: Outcome | None, known
 
 
 def differing(said: Mapping[str, Any], frozen: Mapping[str, Any]) -> list[str]:
-    """The settings that the operator has said in so many words and that are others than those of the run to be
-    continued: each as ``NAME=value (the run has value)``. Both are nested by section."""
+    """The settings given explicitly that differ from those of the run to be continued: each as ``NAME=value (the run
+    has value)``. Both are nested by section."""
     return [
         f"LLM_{section.upper()}__{name.upper()}={value} (the run has {frozen.get(section, {}).get(name)})"
         for section, values in said.items()

@@ -133,9 +133,9 @@ class Limits:
 
 
 def in_force(run: Run, control: Control | None) -> Limits:
-    """A limit of control.json lies over run.json's; and who asks a run to stop has reviewed it, so that its instance
-    ends whatever ``auto_shutdown`` says. The host, which has no packages, has the same rule in ``fields.py``; a test
-    holds it to this one."""
+    """Limits of control.json win over run.json's. A stop request also ends an instance that was to be kept for review,
+    because a person has looked already. The host has no packages, so ``fields.py`` repeats this rule; a test compares
+    the two."""
     changed = (control and control.limits) or LimitChange()
     kept = run.auto_shutdown if changed.auto_shutdown is None else changed.auto_shutdown
     return Limits(

@@ -22,7 +22,7 @@ _EXISTS = {"PreconditionFailed", "412"}
 _CONFLICT = {"ConditionalRequestConflict", "409"}
 _CREATE_TRIES = 5
 _CONCURRENCY = 20
-"""Of S3 requests: twice the AWS CLI's, because what counts for small files is the way there and back."""
+"""S3 requests at a time: twice the AWS CLI's, because with small files the round trips cost most."""
 _DELETE_BATCH = 1000
 
 
@@ -183,9 +183,9 @@ class Store:
         ]
 
     def upload(self, files: Iterable[tuple[str, Path]]) -> None:
-        """Upload each ``(key, path)`` in parallel, from when it is known; S3 checks each against the SDK's checksum.
+        """Upload each ``(key, path)`` in parallel, as the iterable yields it.
 
-        That is CRC32, for the way there. The SHA-256 from one disk to the next is ``checkpoints``' own.
+        S3 checks the SDK's CRC32 of the transfer; ``checkpoints`` adds its own SHA-256, from disk to disk.
         """
         with create_transfer_manager(self._client, TransferConfig()) as manager:
             futures = [manager.upload(str(path), self.bucket, key) for key, path in files]

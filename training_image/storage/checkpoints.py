@@ -136,10 +136,10 @@ def resume_order(manifests: Iterable[Manifest]) -> list[Manifest]:
 def expendable(
     published: Collection[CheckpointId], verified: Collection[CheckpointId], refused: Collection[CheckpointId]
 ) -> list[CheckpointId]:
-    """What retention deletes, oldest first: all that is older than the last two that this attempt knows to be whole.
+    """What retention deletes, oldest first: all older than the last two that this attempt has uploaded or resumed from.
 
-    Those that nobody has read since they were written do not count, because they may turn out to be unusable; those
-    that did turn out so stay as evidence.
+    Those of earlier attempts that nobody has read do not count, because they may be damaged. Those that were found
+    damaged stay as evidence.
     """
     kept = sorted(verified)[-KEEP:]
     return sorted(item for item in set(published) - set(refused) if len(kept) == KEEP and item < kept[0])

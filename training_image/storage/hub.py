@@ -85,7 +85,7 @@ def _weights(names: Iterable[str]) -> set[str]:
 
 
 def _matching(names: Iterable[str], pattern: str) -> set[str]:
-    """Without those in other folders: ``original/``, ``onnx/``, and nothing above the model's own."""
+    """Only names at the pattern's own depth: none in ``original/`` or ``onnx/``, and no path out of the folder."""
     return {name for name in names if name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)}
 
 

@@ -160,7 +160,7 @@ class HubModel:
         lacking then is the next instance's to add.
 
         Args:
-            revision: what names it; None: nothing does (the commit of a run that began earlier may be an old one).
+            revision: branch or tag to set to this commit; None: set none, because it may be an older run's commit.
         """
         if self._mirror is None or not self._reachable:
             return

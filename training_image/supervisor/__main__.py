@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from training_image.core.contract import RunKeys, WorkDir
+from training_image.core.contract import HEARTBEAT_SECONDS, RunKeys, WorkDir
 from training_image.core.store import Store, s3_client
 from training_image.supervisor.attempt import Attempt, Events
 from training_image.supervisor.decisions import CRASHED, Cause, Stop
@@ -28,7 +28,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--run-id", required=True)
     parser.add_argument("--work-dir", required=True, type=Path, help="scratch of this attempt")
     parser.add_argument("--booted-at", type=float, default=time.time(), help="epoch seconds")
-    parser.add_argument("--interval", type=float, default=5.0, help="seconds between heartbeats and between looks")
+    parser.add_argument(
+        "--interval", type=float, default=HEARTBEAT_SECONDS, help="seconds between heartbeats and between looks"
+    )
     return parser.parse_args(arguments)
 
 

@@ -51,8 +51,8 @@ UPLOAD_RESERVE_SECONDS = 40
 """Part of DRAIN_SECONDS that is kept for uploads: the trainer is killed when the rest is over."""
 LAST_LINES = 5
 _LOOK_SECONDS = 0.5
-"""Between looks at a trainer that is to stop. Waits are bounded even before that: a signal that comes in the instant
-before one begins does not end it, and is handled only after it."""
+"""Between looks at a trainer that is to stop. It bounds every other wait too: a signal that arrives just before a wait
+does not interrupt it, and would be handled only after it."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,7 @@ class Attempt:
         return newer or watch.control_stop(self._control())
 
     def _control(self) -> Control:
-        """What was asked since the run began; takes over the limits that hold now. What cannot be understood holds for
-        nobody: then the run's own limits do."""
+        """Reads control.json and adopts its limits. If it is unreadable, the limits of run.json apply."""
         try:
             control = read_control(self._store, self._keys)
         except UnreadableError as error:
@@ -265,7 +264,7 @@ class Attempt:
         return judged.exit_code
 
     def _upload_result(self, gone: Gone) -> tuple[dict[str, Any] | None, Gone]:
-        """The final marker once what it names is in S3; without one, why not. A result that is nowhere is none."""
+        """The final marker once the result is in S3; else None, and why. What was not uploaded is no result."""
         final = ending.final_marker(self._work) if gone.exit_code == TrainerExit.DONE else None
         if final is None:
             return None, gone

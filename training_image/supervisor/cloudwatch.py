@@ -44,7 +44,8 @@ TICKS_PER_METRICS = 12
 CLOSE_SECONDS = 10.0
 """Bound of the last words: the two minutes of an interruption belong to the checkpoint."""
 _CHUNK_BYTES = 64 * 1024
-"""Read at once, and so bound of an event (AWS takes 256 KiB) and, with 26 bytes for each, of a request (1 MiB)."""
+"""Read at a time. It keeps an event below AWS's 256 KiB and a request, with 26 bytes more for each event, below 1
+MiB."""
 _MAX_EVENTS = 10_000
 """AWS's own, of a request."""
 _GPU_QUERY = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits"]

@@ -42,9 +42,8 @@ class Verdict:
 def may_end_at_once(phase: Phase | None) -> bool:
     """Whether a trainer in this phase can be killed when a stop is asked for, so that none of the notice is wasted.
 
-    Before the first step there is nothing to save, and after the last one its checkpoint is complete. Within training
-    the end of the step is waited for, and the result while it is being saved. So is a trainer that names no phase yet,
-    or none of ours.
+    Before the first step there is nothing to save, and after the last one its checkpoint is complete. While it trains
+    or saves, we wait for the end of the step or of the save. We also wait if it names no phase yet.
     """
     return phase in (Phase.LOADING, Phase.EVALUATING_BEFORE, Phase.EVALUATING_AFTER)
 

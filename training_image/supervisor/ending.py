@@ -54,7 +54,7 @@ def gone_sentence(gone: Gone, work: WorkDir, attempt: int, max_attempts: int, la
         left = work.error.read_text().strip() if work.error.is_file() else ""
         return gone.detail or left or f"The trainer ended with {TrainerExit(gone.exit_code).name}; its log says more"
     if gone.exit_code == TrainerExit.DONE:
-        what = gone.detail or "The trainer ended without a final marker that holds"
+        what = gone.detail or "The trainer exited with 0 and left no valid result"
     else:
         what = gone.detail or f"The trainer crashed (exit code {gone.exit_code})"
     return f"{what} in attempt {attempt} of {max_attempts}. Last lines: {' | '.join(last_lines)}"

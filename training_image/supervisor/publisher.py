@@ -19,8 +19,9 @@ _MAX_BACKOFF_SECONDS = 10.0
 class Publisher:
     """Uploads each checkpoint once the trainer has marked it complete. Failures are logged and tried again.
 
-    If several are waiting only the newest is uploaded: the others would be deleted by retention right away. What is
-    durable or superseded is deleted here, so what lies on the disk is waiting, and the trainer saves less while any is.
+    If several are waiting only the newest is uploaded: the others would be deleted by retention right away. Those
+    that are uploaded or superseded are deleted here. So one on the disk still waits, and the trainer then saves less
+    often.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ def metric_files(work: WorkDir) -> list[Path]:
 
 
 def timed_phase(phase: Phase, step: int | None, resumed_from_step: int | None) -> str:
-    """The first step is a phase of its own: after it, all that is loaded or compiled on demand has been."""
+    """The first step is a phase of its own, because things are still loaded and compiled during it."""
     return "first_step" if phase is Phase.TRAINING and (step or 0) <= (resumed_from_step or 0) else phase
 
 

@@ -27,7 +27,8 @@ MIN_SECONDS_BETWEEN_SAVES = 30.0
 MAX_STALL = 0.02
 """Share of the training time that saving may take, as long as the maximum above allows."""
 MAX_WAITING = 2
-"""Checkpoints on the disk, the one being uploaded included; with so many only a stop or a request saves another."""
+"""Checkpoints on the disk, the one being uploaded included. With so many, only a stop, a request or the last step saves
+another."""
 _RECENT_STEPS = 20
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ upload_logs() {
   aws s3 cp --only-show-errors "$SETUP_LOG" "$prefix/training-setup.log" || true
   [ ! -s "$LOG" ] || aws s3 cp --only-show-errors "$LOG" "$prefix/training.log" || true
 }
-let_go() { # of the lifecycle hook that holds a terminating instance; fails when the instance is not terminating
+let_go() { # release the lifecycle hook that holds a terminating instance; without effect on any other
   aws autoscaling complete-lifecycle-action --lifecycle-hook-name drain --auto-scaling-group-name "$GROUP" \
     --lifecycle-action-result CONTINUE --instance-id "$INSTANCE_ID" 2>/dev/null || true
 }
