@@ -25,6 +25,7 @@ TOGETHER = ("test_quick_start.py", "test_smoke_aws.py")
 """Except these: the one's cloud is its own, the other's report lies in the clone."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist's own hook, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name != SPREAD or item.path.name in TOGETHER:

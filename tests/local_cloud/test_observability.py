@@ -14,6 +14,7 @@ from botocore.exceptions import ClientError
 
 from local_cloud.cloud import ACCOUNT, REGION
 from tests.support.local_lab import Lab, wait_for
+from tests.support.runs import run_json
 from tests.support.stacks import training_template
 from training_image.core import contract
 
@@ -68,18 +69,15 @@ def test_figures_and_log_arrive_through_the_instance_role(
     work, keys = tmp_path / "work", contract.RunKeys(RUN_ID)
     settings = {"model": {"base_model": f"s3://{lab.bucket}/model/"}}
     work.mkdir()
-    run = {
-        "run_id": RUN_ID,
-        "deadline": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
-        "max_attempts": 3,
-        "gpus": 0,
-        "data_uri": f"s3://{lab.bucket}/data/",
-        "settings": settings,
-        "settings_sha256": contract.settings_digest(settings),
-        "training_command": [sys.executable, str(ROOT / "tests/support/fake_trainer.py")],
-        "stack_name": STACK,
-        "log_group": LOG_GROUP,
-    }
+    run = run_json(
+        run_id=RUN_ID,
+        max_attempts=3,
+        data_uri=f"s3://{lab.bucket}/data/",
+        settings=settings,
+        training_command=[sys.executable, str(ROOT / "tests/support/fake_trainer.py")],
+        stack_name=STACK,
+        log_group=LOG_GROUP,
+    )
     lab.s3.put_object(Bucket=lab.bucket, Key=keys.run, Body=json.dumps(run).encode())
     lab.s3.put_object(Bucket=lab.bucket, Key="model/config.json", Body=b"{}")
     lab.s3.put_object(Bucket=lab.bucket, Key="data/train.jsonl", Body=b'{"prompt": "a", "completion": "b"}\n')

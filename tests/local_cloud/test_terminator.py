@@ -22,6 +22,7 @@ from lab_constructs.safety import Safety
 from local_cloud.cloud import ACCOUNT, REGION
 from tests.support.local_lab import Lab, wait_for
 from tests.support.mailbox import Mailbox
+from tests.support.runs import run_json
 from tests.support.stacks import FLAGS
 from training_image.core import contract
 
@@ -88,24 +89,20 @@ class Watch:
             item["PhysicalResourceId"] for item in found if item["LogicalResourceId"].startswith("SafetyMaxRuntime")
         ]
 
-    # --- a run and its instance
-    # ------------------------------------------------------------------------------------------
+    # --- a run and its instance ---------------------------------------------------------------------------------------
     def start(self) -> str:
         """A run with an hour to go, and its instance, which serves."""
         self._runs += 1
-        self.run_id, now = f"run-{SUFFIX}-{self._runs}", datetime.now(UTC)
+        self.run_id = f"run-{SUFFIX}-{self._runs}"
         self.put(
             self.keys.run,
-            {
-                "run_id": self.run_id,
-                "stack_name": STACK,
-                "outputs_bucket": self.lab.bucket,
-                "created_at": now.isoformat(),
-                "deadline": (now + timedelta(hours=1)).isoformat(),
-                "max_attempts": 3,
-                "auto_shutdown": True,
-                "spec": {"usd_per_hour": 1.0, "destroy_command": f"cdk destroy {STACK}"},
-            },
+            run_json(
+                run_id=self.run_id,
+                stack_name=STACK,
+                outputs_bucket=self.lab.bucket,
+                created_at=datetime.now(UTC).isoformat(),
+                max_attempts=3,
+            ),
         )
         self.put(contract.pointer_key(SUFFIX), {"run_id": self.run_id})
         box = self.lab.up(GROUP)

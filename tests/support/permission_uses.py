@@ -16,9 +16,11 @@ from typing import Any
 
 import boto3
 import edge
+import group
 from image_digest import hold, pinned
 
 from local_cloud.cloud import ACCOUNT, REGION, LocalCloud
+from tests.support.runs import run_json
 from training_image.core import contract, lineage
 from training_image.core.store import Store
 from training_image.storage import checkpoints
@@ -71,6 +73,9 @@ class World:
         }
         return edge.Controller(spec, lambda: 300_000)
 
+    def group_of_controller(self) -> group.Group:
+        return group.Group(self.group)
+
     # --- made by the administrator ------------------------------------------------------------------------------------
     def prepare(self) -> None:
         """Objects that are read, an image that is looked up, and groups of this and of another stack."""
@@ -79,7 +84,7 @@ class World:
             events.disable_rule(Name=rule["Name"])
         s3 = self.cloud.client("s3")
         s3.put_object(Bucket=self.data["TrainingBucket"], Key="data/train.jsonl", Body=b"{}")
-        ended = {"run_id": self.run_id, "request_id": "request", "spec": {}}
+        ended = {**run_json(run_id=self.run_id, request_id="request", spec={}), "reason": "failed"}
         for key in (
             contract.pointer_key(self.suffix),
             self.keys.run,
@@ -294,14 +299,14 @@ USES: dict[str, dict[str, dict[str, Use]]] = {
         "ListsRuns": {"s3:ListBucket": lambda w: lineage.run_ids(w.controller()._store)},
         "ReadsEarlierRuns": {"s3:GetObject": lambda w: w.controller()._store.read(OTHER.outcome)},
         "Scales": {
-            "autoscaling:UpdateAutoScalingGroup": lambda w: w.controller()._scale(minimum=0, maximum=0, desired=0),
-            "autoscaling:PutScheduledUpdateGroupAction": lambda w: w.controller()._arm(NEXT_YEAR),
+            "autoscaling:UpdateAutoScalingGroup": lambda w: w.group_of_controller().close(),
+            "autoscaling:PutScheduledUpdateGroupAction": lambda w: w.group_of_controller().arm(NEXT_YEAR),
             "autoscaling:SuspendProcesses": lambda w: w.client("autoscaling").suspend_processes(
                 AutoScalingGroupName=w.group, ScalingProcesses=["AZRebalance"]
             ),
         },
         "SeesGroups": {
-            "autoscaling:DescribeAutoScalingGroups": lambda w: w.controller()._describe(),
+            "autoscaling:DescribeAutoScalingGroups": lambda w: w.group_of_controller().instances(),
             "autoscaling:DescribeScalingActivities": activities,
         },
         "SendsAlerts": {"sns:Publish": publish},
@@ -312,7 +317,7 @@ USES: dict[str, dict[str, dict[str, Use]]] = {
             "ecr:BatchDeleteImage": ecr("batch_delete_image", imageIds=[{"imageTag": "run-gone-1"}]),
         },
         "SeesRollback": {"cloudformation:DescribeStacks": lambda w: edge._rolling_back(w.training["StackId"])},
-        "SpotRole": {"iam:CreateServiceLinkedRole": lambda w: edge._ensure_spot_role()},
+        "SpotRole": {"iam:CreateServiceLinkedRole": lambda w: group.ensure_spot_role()},
     },
     "terminator": {
         "WritesOwnLog": logging_to("SafetyLog"),
@@ -320,7 +325,7 @@ USES: dict[str, dict[str, dict[str, Use]]] = {
         "WritesOutcomes": {"s3:PutObject": lambda w: w.outputs.put_json(w.keys.outcome, {"reason": "failed"})},
         "ListsRuns": {"s3:ListBucket": lambda w: w.outputs.list(w.keys.prefix)},
         "SeesInstances": {
-            "autoscaling:DescribeAutoScalingGroups": lambda w: w.controller()._describe(),
+            "autoscaling:DescribeAutoScalingGroups": lambda w: w.group_of_controller().instances(),
             "autoscaling:DescribeScalingActivities": activities,
             "ec2:DescribeInstances": lambda w: w.client("ec2").describe_instances(),
         },
