@@ -83,5 +83,5 @@ def test_a_run_without_a_result_is_reported_as_failed(clone: Path):
     assert found.code != 0, found.printed
     assert (found.summary["outcome"], found.summary["attempts"]) == ("failed", 2), found.printed
     assert found.summary["adapter_uri"] is None
-    assert "The trainer ended without a final marker" in found.printed
+    assert "The trainer exited with 0 and left no valid result" in found.printed
     nothing_is_left(found)
