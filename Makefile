@@ -22,7 +22,7 @@ demo: setup ## The whole life cycle on this machine, no AWS account. ENGINE=dock
 smoke-aws: setup ## The acceptance run in your AWS account, under a dollar; asks first. MODEL=<Hub id or folder> DATA=<folder or file>
 	@$(BIN)/lab smoke-aws $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)")
 
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 20 # the order is tests/conftest.py's
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 # the order is tests/conftest.py's
 
 test: setup lint ## Everything: linters, unit tests, life-cycle tests
 	$(PYTEST) -m "not docker and not gpu"

@@ -33,7 +33,7 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-class UnknownFaultError(UserError):
+class UnknownFaultError(UserError, ValueError):
     """What was asked for does not exist; one sentence."""
 
 

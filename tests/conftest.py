@@ -1,7 +1,8 @@
 """In what order tests run, and what examples property tests try.
 
-Long tests begin first, and what shares something dear stays with one worker, so that both workers of `make test` end at
-about the same time. `make test` tries the same examples each time, so that it is green or red for a reason.
+Long tests begin first, and a file stays with one worker, so that both workers of `make test` end at about the same time
+and a file's tests keep their order. `make test` tries the same examples each time, so that it is green or red for a
+reason.
 
 `pytest --hypothesis-profile nightly` (`nightly.yml`) tries other ones each time, ten times as many, and prints with a
 failure what reproduces it.
@@ -19,18 +20,9 @@ settings.load_profile("same")  # the option, where given, comes later and wins
 TESTS = Path(__file__).parent
 FIRST = ("lifecycle/test_chaos.py", "lifecycle/test_life_cycle.py", "lifecycle", "local_cloud", "unit")
 """Folders and files in the order in which they begin."""
-SPREAD = "lifecycle"
-"""Here each worker has a stage of its own for the whole session, and tests are dealt out one by one."""
-TOGETHER = ("test_quick_start.py", "test_smoke_aws.py")
-"""Except these: the one's cloud is its own, the other's report lies in the clone."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist's own hook, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.parent.name != SPREAD or item.path.name in TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(TESTS).as_posix()))
-
     def place(item: pytest.Item) -> int:
         path = item.path.relative_to(TESTS).as_posix()
         return next((number for number, start in enumerate(FIRST) if path.startswith(start)), len(FIRST))

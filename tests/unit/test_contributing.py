@@ -50,7 +50,9 @@ def test_every_target_is_phony():
 
 
 def test_make_help_prints_a_line_for_every_target():
-    printed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        ["make", "--silent", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     lines = dict(line.split(maxsplit=1) for line in printed.splitlines())
     assert list(lines) == TARGETS
     assert all(len(text) > 8 for text in lines.values())
