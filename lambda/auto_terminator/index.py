@@ -16,7 +16,6 @@ import boto3
 from policy import Ending, Facts, Instance, decide
 
 from training_image.core import contract, notices, usage
-from training_image.core.codec import UnreadableError
 from training_image.core.contract import Actor, Phase, RunKeys
 from training_image.core.mail import Mail, sns_client
 from training_image.core.records import (
@@ -25,10 +24,10 @@ from training_image.core.records import (
     Outcome,
     Run,
     outcome_now,
-    read_control,
     read_heartbeat,
     read_outcome,
     read_run,
+    readable_control,
 )
 from training_image.core.store import Store, s3_client
 from training_image.core.usage import Usage
@@ -107,18 +106,15 @@ class Terminator:
                 return nothing
             keys = RunKeys(pointer["run_id"])
             run = read_run(self._store, keys)
-            return run, self._read_control(keys), read_outcome(self._store, keys), read_heartbeat(self._store, keys)
+            return (
+                run,
+                readable_control(self._store, keys, print),
+                read_outcome(self._store, keys),
+                read_heartbeat(self._store, keys),
+            )
         except Exception as error:
             print(f"the run cannot be read: {error!r}")
             return nothing
-
-    def _read_control(self, keys: RunKeys) -> Control:
-        """If it is unreadable, the limits of run.json apply."""
-        try:
-            return read_control(self._store, keys)
-        except UnreadableError as error:
-            print(str(error))
-            return Control()
 
     def _usage(self, run: Run | None) -> Usage:
         return usage.of_group(self._autoscaling, self._group, run.created_at, self._now) if run else Usage(0, 0.0)

@@ -21,16 +21,15 @@ from training_image.core.codec import UnreadableError
 from training_image.core.contract import Actor, Reason, RunKeys
 from training_image.core.mail import Mail, sns_client
 from training_image.core.records import (
-    Control,
     LimitChange,
     Run,
     StopRequest,
     in_force,
     now,
     outcome_now,
-    read_control,
     read_outcome,
     read_run,
+    readable_control,
     update_control,
 )
 from training_image.core.schema import NewerSchemaError
@@ -266,7 +265,7 @@ class Controller:
 
     def _closed(self, run: Run) -> bool:
         """Whether a run without an outcome can no longer get one; if so, write it."""
-        deadline = in_force(run, self._control(run)).deadline
+        deadline = in_force(run, readable_control(self._store, RunKeys(run.run_id), print)).deadline
         overdue = now() > deadline + timedelta(seconds=contract.SCHEDULED_ACTION_MARGIN_SECONDS)
         if not self._group.is_empty():
             return False
@@ -275,14 +274,6 @@ class Controller:
         else:
             self._close(run.run_id, Reason.FAILED, "The group was emptied and no instance reported an outcome.")
         return True
-
-    def _control(self, run: Run) -> Control:
-        """If it is unreadable, the limits of run.json apply."""
-        try:
-            return read_control(self._store, RunKeys(run.run_id))
-        except UnreadableError as error:
-            print(str(error))
-            return Control()
 
     def _close(self, run_id: str, reason: Reason, detail: str) -> None:
         outcome = outcome_now(reason, detail, Actor.CONTROLLER)

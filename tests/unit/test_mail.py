@@ -11,9 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from training_image.core import mail
 from training_image.core.contract import RunKeys
-from training_image.core.mail import TAKE_OVER_AFTER, Mail
+from training_image.core.mail import TAKE_OVER_AFTER, Event, Mail, Sent
 from training_image.core.notices import Notice
-from training_image.core.records import Event, Sent
 from training_image.core.store import StoredObject
 
 KEYS = RunKeys("run-1a2b3c4d-1")
@@ -81,7 +80,6 @@ class World:
 def world(monkeypatch):
     found = World()
     monkeypatch.setattr(mail, "now", lambda: found.time)
-    monkeypatch.setattr("training_image.core.records.now", lambda: found.time)
     return found
 
 
@@ -143,7 +141,6 @@ class AnyOrder(RuleBasedStateMachine):
         self.world, self.due = World(), set()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(mail, "now", lambda: self.world.time)
-        self.patch.setattr("training_image.core.records.now", lambda: self.world.time)
 
     def teardown(self):
         self.world.publishing = "works"

@@ -13,15 +13,14 @@ from tests.support.runs import a_run, run_json
 from training_image.core import records
 from training_image.core.codec import UnreadableError
 from training_image.core.contract import SCHEMA_VERSION, Actor, Phase, Reason, RunKeys, State
+from training_image.core.mail import Event, Sent
 from training_image.core.records import (
     Claim,
     Control,
-    Event,
     Heartbeat,
     LimitChange,
     Outcome,
     Run,
-    Sent,
     Status,
     StopRequest,
     in_force,

@@ -172,7 +172,7 @@ class RunKeys:
         return f"{self.prefix}events/"
 
     def event(self, name: str) -> str:
-        """``records.Event``: what the operator is told, once for each name."""
+        """``mail.Event``: what the operator is told, once for each name."""
         return f"{self.events}{name}.json"
 
     @property

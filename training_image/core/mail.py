@@ -8,16 +8,18 @@ publishing and before it has marked the object.
 from __future__ import annotations
 
 import uuid
-from datetime import timedelta
-from typing import Any
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, ClassVar
 
 import boto3
 from botocore.config import Config
 
-from training_image.core.codec import UnreadableError
+from training_image.core.codec import Record, UnreadableError
 from training_image.core.contract import RunKeys
 from training_image.core.notices import Notice
-from training_image.core.records import Event, Sent, now
+from training_image.core.records import now
 from training_image.core.store import Store
 
 TAKE_OVER_AFTER = timedelta(minutes=2)
@@ -27,6 +29,37 @@ TAKE_OVER_AFTER = timedelta(minutes=2)
 def sns_client() -> Any:
     """A client that gives up within half a minute."""
     return boto3.client("sns", config=Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 2}))
+
+
+class Sent(StrEnum):
+    """How far an event's e-mail has come."""
+
+    PENDING = "pending"  # somebody is about to send it
+    FAILED = "failed"  # sending it did not work: whoever looks next sends it
+    SENT = "sent"
+
+
+@dataclass(frozen=True)
+class Event(Record):
+    """``events/<name>.json``: one e-mail to the operator, and whether it was sent."""
+
+    NAME: ClassVar[str] = "an event"
+
+    subject: str
+    body: str
+    at: datetime
+    """When whoever sends it took it on."""
+    token: str
+    """Of whoever sends it."""
+    sent: Sent = Sent.SENT
+    """Events of an earlier version say nothing: they were sent, or lost for good."""
+
+    def taken_on(self, token: str) -> Event:
+        """By another sender, as of now."""
+        return replace(self, at=now(), token=token, sent=Sent.PENDING)
+
+    def marked(self, sent: Sent) -> Event:
+        return replace(self, sent=sent)
 
 
 class Mail:

@@ -8,9 +8,8 @@ container that is not trusted: a field that makes no sense counts as not said.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
 from training_image.core.codec import Record, UnreadableError
@@ -239,37 +238,6 @@ class Claim(Record):
     """Tells it from another instance's claim in the same second."""
 
 
-class Sent(StrEnum):
-    """How far an event's e-mail has come."""
-
-    PENDING = "pending"  # somebody is about to send it
-    FAILED = "failed"  # sending it did not work: whoever looks next sends it
-    SENT = "sent"
-
-
-@dataclass(frozen=True)
-class Event(Record):
-    """``events/<name>.json``: one e-mail to the operator, and whether it was sent."""
-
-    NAME: ClassVar[str] = "an event"
-
-    subject: str
-    body: str
-    at: datetime
-    """When whoever sends it took it on."""
-    token: str
-    """Of whoever sends it."""
-    sent: Sent = Sent.SENT
-    """Events of an earlier version say nothing: they were sent, or lost for good."""
-
-    def taken_on(self, token: str) -> Event:
-        """By another sender, as of now."""
-        return replace(self, at=now(), token=token, sent=Sent.PENDING)
-
-    def marked(self, sent: Sent) -> Event:
-        return replace(self, sent=sent)
-
-
 class Bucket(Protocol):
     """What is needed of ``store.Store`` here."""
 
@@ -308,6 +276,15 @@ def read_control(store: Bucket, keys: RunKeys) -> Control:
     """Raises: UnreadableError: ``control.json`` is there, and nothing that this version understands."""
     body = store.read(keys.control)
     return Control() if body is None else Control.parse(body)
+
+
+def readable_control(store: Bucket, keys: RunKeys, say: Callable[[str], object]) -> Control:
+    """What was asked of the run. If it is unreadable, that is said, and the limits of run.json apply."""
+    try:
+        return read_control(store, keys)
+    except UnreadableError as error:
+        say(str(error))
+        return Control()
 
 
 def update_control(store: Bucket, keys: RunKeys, change: Callable[[Control], Control]) -> None:

@@ -30,7 +30,7 @@ from training_image.core.contract import (
     WorkDir,
 )
 from training_image.core.errors import UserError
-from training_image.core.records import Control, Run, in_force, outcome_now, read_control
+from training_image.core.records import Control, Run, in_force, outcome_now, readable_control
 from training_image.core.store import Store
 from training_image.storage import checkpoints
 from training_image.supervisor import ending, watch
@@ -164,11 +164,7 @@ class Attempt:
 
     def _control(self) -> Control:
         """Reads control.json and adopts its limits. If it is unreadable, the limits of run.json apply."""
-        try:
-            control = read_control(self._store, self._keys)
-        except UnreadableError as error:
-            log.warning("%s", error)
-            control = Control()
+        control = readable_control(self._store, self._keys, log.warning)
         self._deadline = in_force(self._run, control).deadline
         return control
 
